@@ -1,0 +1,158 @@
+"""Names for parts: one decorator beside the class, found through entry points.
+
+A registry loads its packages the first time it is asked for something, so importing `moadapt` stays cheap and third
+parties join by declaring an entry point in the same group.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+Class = TypeVar("Class", bound=type[Any])
+
+
+class Registry:
+    """A table of part classes under short names.
+
+    Args:
+        kind: What the parts are called in messages, in the singular.
+        group: Entry-point group whose packages hold the parts.
+        package: A package of this library that holds parts, loaded beside the group's.
+    """
+
+    def __init__(self, kind: str, *, group: str | None = None, package: str | None = None) -> None:
+        self.kind = kind
+        self._group = group
+        self._package = package
+        self._classes: dict[str, type[Any]] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[Class], Class]:
+        """Give a class its short name.
+
+        Args:
+            name: Lower-case words joined by underscores.
+
+        Raises:
+            ValueError: Another class has the name; both places are named.
+        """
+
+        def add(part: Class) -> Class:
+            taken = self._classes.get(name)
+            if taken is not None and _place(taken) != _place(part):
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered twice: by {_place(taken)} and by {_place(part)}; "
+                    "give one of them another name"
+                )
+            self._classes[name] = part
+            return part
+
+        return add
+
+    def get(self, name: str) -> type[Any]:
+        """Look a class up by short name, dotted path or `file.py:Class`.
+
+        Raises:
+            ValueError: Nothing has that name; the nearest names are listed.
+        """
+        if ".py:" in name:
+            return _from_file(name)
+        if "." in name:
+            return _from_path(name)
+        classes = self._all()
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=3)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            raise ValueError(
+                f"no {self.kind} is called {name!r}; {hint}There are: {', '.join(sorted(classes))}. "
+                "A dotted path or file.py:Class works without registration"
+            )
+        return classes[name]
+
+    def name_of(self, part: type[Any]) -> str:
+        """Return the short name of a class, or its dotted path if it was never registered."""
+        for name, known in self._all().items():
+            if known is part:
+                return name
+        return f"{part.__module__}.{part.__qualname__}"
+
+    def names(self) -> list[str]:
+        """Return all short names, sorted."""
+        return sorted(self._all())
+
+    def __iter__(self) -> Iterator[tuple[str, type[Any]]]:
+        """Iterate over (short name, class) in name order."""
+        return iter(sorted(self._all().items()))
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a short name is taken."""
+        return name in self._all()
+
+    def _all(self) -> dict[str, type[Any]]:
+        if not self._loaded:
+            self._load()
+        if not self._classes:
+            raise ValueError(f"no {self.kind} is registered; from a checkout run `pip install -e .` once")
+        return self._classes
+
+    def _load(self) -> None:
+        self._loaded = True
+        if self._package is not None:
+            _import_all(importlib.import_module(self._package))
+        if self._group is not None:
+            for point in entry_points(group=self._group):
+                _import_all(point.load())
+
+
+def _import_all(package: object) -> None:
+    """Import every module of a package, so that its decorators run."""
+    if not isinstance(package, ModuleType) or not hasattr(package, "__path__"):
+        return
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.rsplit(".", 1)[-1].startswith("_"):
+            importlib.import_module(module.name)
+
+
+def _place(part: type[Any]) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def _from_path(path: str) -> type[Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {path!r}: {error}; give package.module.Class") from error
+    return _as_class(path, found)
+
+
+def _from_file(place: str) -> type[Any]:
+    file, _, name = place.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise ValueError(f"cannot read {file!r}; give the path of an existing Python file as file.py:Class")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise ValueError(f"{file!r} defines no {name!r}; give file.py:Class with a class of that file")
+    return _as_class(place, getattr(module, name))
+
+
+def _as_class(place: str, found: object) -> type[Any]:
+    if not isinstance(found, type):
+        raise ValueError(f"{place!r} is a {type(found).__name__}, not a class; name a class")
+    return found
+
+
+FAMILIES = Registry("adapter family", package="moadapt.adapters", group="moadapt.adapters")
+MERGES = Registry("merge method", package="moadapt.merging", group="moadapt.merging")
+ROUTERS = Registry("router", group="moadapt.routers")
+TASKS = Registry("task", group="moadapt.tasks")
+BASES = Registry("base", group="moadapt.tasks")
+DATASETS = Registry("data set", group="moadapt.tasks")

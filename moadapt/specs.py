@@ -1,0 +1,70 @@
+"""Specs as JSON: a spec is a frozen dataclass, stored as its registered name and its fields."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from moadapt.registry import Registry
+from moadapt.sites import Placement
+
+
+def to_json(spec: Any, registry: Registry) -> dict[str, Any]:
+    """Return a spec's name and fields.
+
+    Args:
+        spec: A frozen dataclass.
+        registry: Where its class is registered.
+    """
+    return {"name": registry.name_of(type(spec)), **fields_of(spec)}
+
+
+def from_json(stored: Mapping[str, Any], registry: Registry) -> Any:
+    """Build a spec from its name and fields.
+
+    Args:
+        stored: What `to_json` returned, or a user's `{name: top_k, k: 2}`.
+        registry: Where to look the name up.
+
+    Raises:
+        ValueError: The name or a field is unknown, or a field is missing; all are listed with the accepted ones.
+    """
+    given = dict(stored)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"a {registry.kind} needs a name, got {dict(stored)}; write {{name: ..., field: value}}")
+    return bind(registry.get(name), given)
+
+
+def bind(part: type[Any], given: Mapping[str, Any]) -> Any:
+    """Call a spec's class with fields read from a file.
+
+    Raises:
+        ValueError: Fields are unknown or missing; all are listed with the accepted ones.
+    """
+    known = {field.name: field for field in fields(part) if field.init}
+    unknown = sorted(set(given) - set(known))
+    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    missing = sorted(needed - set(given))
+    if unknown or missing:
+        problems = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(
+            missing
+        )
+        raise ValueError(f"{part.__name__} got wrong fields ({'; '.join(problems)}); it accepts {', '.join(known)}")
+    return part(**{name: _value(name, value) for name, value in given.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "placement" and isinstance(value, Mapping):
+        return bind(Placement, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def fields_of(spec: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as JSON values."""
+    return {field.name: _plain(getattr(spec, field.name)) for field in fields(spec)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return fields_of(value)
+    return list(value) if isinstance(value, tuple) else value
