@@ -1,0 +1,6 @@
+"""Adapter families: one a file."""
+
+from moadapt.adapters.family import Adapter, Bank, Delta, FamilySpec, NotMergeable
+from moadapt.adapters.lora import LoRA
+
+__all__ = ["Adapter", "Bank", "Delta", "FamilySpec", "LoRA", "NotMergeable"]

@@ -1,0 +1,309 @@
+"""LoRA: a low-rank change of a linear layer, `y = W0 x + b0 + s B A x`.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4; rsLoRA's scale from Kalajdzievski, "A Rank
+Stabilization Scaling Factor". `A` is called `down` and starts uniform within 1/sqrt(D); `B` is called `up` and starts
+at zero, so a fresh adapter changes nothing. A bank stacks all adapters of a site along the rank axis; ranks may differ.
+Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ranks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moadapt.adapters.family import Adapter, Bank, Delta, FamilySpec
+from moadapt.adapters.lowrank import add_gathered, add_stacked
+from moadapt.registry import FAMILIES
+from moadapt.routing import Routing
+from moadapt.sites import Site
+
+_PARTS = ("shared", "expert", "frozen")
+
+
+@FAMILIES.register("lora")
+@dataclass(frozen=True, kw_only=True)
+class LoRA(FamilySpec):
+    """Low-rank adapter of linear layers.
+
+    Args:
+        rank: Width of the bottleneck, 1 or more.
+        alpha: Numerator of the scale; None is the rank, which makes the scale 1 (sqrt(rank) with `rank_stabilized`).
+        rank_stabilized: Divide alpha by sqrt(rank) instead of rank.
+        dropout: Share of inputs dropped in training, 0 to 1; one mask for all adapters of a site.
+
+    Raises:
+        ValueError: Rank or dropout is out of range.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    rank_stabilized: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA got rank={self.rank}, dropout={self.dropout}; need rank >= 1 and 0 <= dropout < 1")
+
+    @property
+    def scale(self) -> float:
+        """The factor s."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    @classmethod
+    def bank(cls, site: Site, adapters: Sequence[Adapter]) -> "LoRABank":
+        """Build the stack of one site."""
+        return LoRABank(site, adapters)
+
+
+class LoRABank(Bank):
+    """All LoRAs of one site, stacked along the rank axis.
+
+    Args:
+        site: Where.
+        adapters: Shared first, then experts.
+
+    Raises:
+        ValueError: The adapters of the site ask for different dropouts.
+    """
+
+    expert_of: Tensor
+    scale_of: Tensor
+    slots: Tensor
+
+    def __init__(self, site: Site, adapters: Sequence[Adapter]) -> None:
+        super().__init__()
+        self.site = site
+        self._adapters: dict[str, list[Adapter]] = {part: [] for part in _PARTS}
+        for part in _PARTS:
+            self.register_parameter(f"{part}_down", None)
+            self.register_parameter(f"{part}_up", None)
+        dropouts = {_spec(adapter).dropout for adapter in adapters}
+        if len(dropouts) > 1:
+            raise ValueError(
+                f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
+            )
+        self.dropout = dropouts.pop()
+        for name in ("expert_of", "scale_of", "slots"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self._extend("shared", [a for a in adapters if a.expert is None])
+        self._extend("expert", [a for a in adapters if a.expert is not None])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in stacking order."""
+        return tuple(adapter.name for part in _PARTS for adapter in self._adapters[part])
+
+    def forward(self, x: Tensor, y: Tensor, routing: Routing | None) -> Tensor:
+        """Return the delta, shaped as `y`."""
+        return self.add_to(torch.zeros_like(y), x, routing)
+
+    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None) -> Tensor:
+        """Add the delta to `y` in place, in the cheapest exact form."""
+        if routing is not None and routing.combines == "parameters":
+            return self._add_blended(y, x, routing)
+        down, up = self._stack("down").to(y.dtype), self._stack("up").to(y.dtype)
+        x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
+        flat = x.ndim == 2
+        y3, x3 = (y.unsqueeze(0), x.unsqueeze(0)) if flat else (y, x)
+        if routing is not None and routing.weights.shape[2] > 1:
+            out = self._add_heads(y3, x3, down, up, routing)
+        elif routing is not None and self._gathers(routing):
+            ranks, weights = self._chosen(routing)
+            out = add_gathered(y3, x3, down, up, weights.to(y.dtype), ranks)
+        else:
+            out = add_stacked(y3, x3, down, up, self._rank_weights(routing).to(y.dtype))
+        return out.squeeze(0) if flat else out
+
+    def delta(self, weights: Tensor) -> Delta:
+        """Return the stacked factors, the weights folded into `up`."""
+        ranks = self._rank_weights(Routing.constant(weights)).reshape(-1, 1)
+        up = self._stack("up").detach()
+        return Delta(self._stack("down").detach(), up * ranks.to(up))
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Return `down (r, D)` and `up (r, F)` of one adapter."""
+        part, rows = self._rows(name)
+        return {side: self._part(part, side).detach()[rows].clone() for side in ("down", "up")}
+
+    def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `down` and `up` of one adapter in."""
+        part, rows = self._rows(name)
+        for side in ("down", "up"):
+            own = self._part(part, side).detach()[rows]
+            if side not in tensors or tensors[side].shape != own.shape:
+                got = {key: tuple(value.shape) for key, value in tensors.items()}
+                raise ValueError(
+                    f"{self.site.path}: adapter {name!r} needs {side} of shape {tuple(own.shape)}, got {got}"
+                )
+            own.copy_(tensors[side])
+
+    def grow(self, adapter: Adapter) -> None:
+        """Append one expert to the stack."""
+        self._extend("expert", [adapter])
+
+    def trim(self, keep: Sequence[str]) -> None:
+        """Drop the experts that are not in `keep`; the kept ones are renumbered in its order."""
+        for part in ("expert", "frozen"):
+            kept = sorted((a for a in self._adapters[part] if a.name in keep), key=lambda a: keep.index(a.name))
+            tensors = [self.state(adapter.name) for adapter in kept]
+            renumbered = [Adapter(a.name, a.spec, keep.index(a.name)) for a in kept]
+            self._set(part, renumbered, tensors)
+        self._index()
+
+    def freeze(self, name: str) -> None:
+        """Move one expert to the frozen stack."""
+        part, _ = self._rows(name)
+        if part == "frozen":
+            return
+        moved = next(adapter for adapter in self._adapters[part] if adapter.name == name)
+        stay = [adapter for adapter in self._adapters[part] if adapter.name != name]
+        states = {n: self.state(n) for n in self.names}
+        self._set(
+            "frozen",
+            [*self._adapters["frozen"], moved],
+            [*(states[a.name] for a in self._adapters["frozen"]), states[name]],
+        )
+        self._set(part, stay, [states[adapter.name] for adapter in stay])
+        self._index()
+
+    def expert_rows(self) -> dict[str, Tensor]:
+        """Return the expert of every row of the expert stacks."""
+        if self.expert_down is None:
+            return {}
+        start = 0 if self.shared_down is None else len(self.shared_down)
+        rows = self.expert_of[start : start + len(self.expert_down)]
+        return {"expert_down": rows, "expert_up": rows}
+
+    def _extend(self, part: str, adapters: list[Adapter]) -> None:
+        """Append fresh adapters to a part of the stack."""
+        old = self._adapters[part]
+        states = [self.state(adapter.name) for adapter in old]
+        self._set(part, [*old, *adapters], [*states, *(self._fresh(_spec(a)) for a in adapters)])
+        self._index()
+
+    def _fresh(self, spec: LoRA) -> dict[str, Tensor]:
+        bound = 1 / math.sqrt(self.site.in_features)
+        down = torch.empty(spec.rank, self.site.in_features).uniform_(-bound, bound)
+        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features)}
+
+    def _set(self, part: str, adapters: list[Adapter], states: list[dict[str, Tensor]]) -> None:
+        self._adapters[part] = adapters
+        like = next(self.parameters(), torch.empty(0))
+        for side in ("down", "up"):
+            stacked = torch.cat([state[side] for state in states]).to(like) if states else None
+            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad=part != "frozen")
+            setattr(self, f"{part}_{side}", parameter)
+
+    def _index(self) -> None:
+        """Rebuild the maps from stacked ranks to experts."""
+        adapters = [adapter for part in _PARTS for adapter in self._adapters[part]]
+        ranks = [_spec(adapter).rank for adapter in adapters]
+        owners = [-1 if adapter.expert is None else adapter.expert for adapter in adapters]
+        device = self.expert_of.device
+        repeats = torch.tensor(ranks, dtype=torch.long)
+        self.expert_of = torch.tensor(owners, dtype=torch.long).repeat_interleave(repeats).to(device)
+        scales = torch.tensor([_spec(adapter).scale for adapter in adapters], dtype=torch.float64)
+        self.scale_of = scales.repeat_interleave(repeats).to(device)
+        width = max((r for r, owner in zip(ranks, owners, strict=True) if owner >= 0), default=0)
+        slots = torch.full((max(owners, default=-1) + 1, width), -1)
+        starts = [sum(ranks[:i]) for i in range(len(ranks))]
+        for start, rank, owner in zip(starts, ranks, owners, strict=True):
+            if owner >= 0:
+                slots[owner, :rank] = torch.arange(start, start + rank)
+        self.slots = slots.to(device)
+        self._shared_ranks = sum(r for r, owner in zip(ranks, owners, strict=True) if owner < 0)
+
+    def _part(self, part: str, side: str) -> Tensor:
+        parameter = getattr(self, f"{part}_{side}")
+        assert isinstance(parameter, Tensor), f"part {part} of {self.site.path} is empty"
+        return parameter
+
+    def _rows(self, name: str) -> tuple[str, slice]:
+        for part in _PARTS:
+            start = 0
+            for adapter in self._adapters[part]:
+                rank = _spec(adapter).rank
+                if adapter.name == name:
+                    return part, slice(start, start + rank)
+                start += rank
+        raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
+
+    def _stack(self, side: str) -> Tensor:
+        parts = [p for part in _PARTS if (p := getattr(self, f"{part}_{side}")) is not None]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _rank_weights(self, routing: Routing | None) -> Tensor:
+        """Spread the experts' weights over the stacked ranks, (B|1, T|1, R)."""
+        if routing is None:
+            return self.scale_of.reshape(1, 1, -1)
+        full = functional.pad(routing.dense()[:, :, 0], (1, 0), value=1.0)  # the shared adapter is column 0
+        return full.index_select(-1, self.expert_of + 1) * self.scale_of.to(full.dtype)
+
+    def _gathers(self, routing: Routing) -> bool:
+        """Tell whether taking each row's ranks out of the stack is cheaper than using the whole stack."""
+        if routing.indices is None or routing.per_token or not routing.per_row:
+            return False
+        taken = self._shared_ranks + routing.indices.shape[-1] * self.slots.shape[1]
+        return 2 * taken <= len(self.expert_of)
+
+    def _chosen(self, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Return the ranks each row takes, (B, N), and their weights, (B, 1, N)."""
+        assert routing.indices is not None
+        chosen, weights = routing.indices[:, 0, 0], routing.weights[:, 0, 0]
+        slots = functional.pad(self.slots, (0, 0, 0, max(0, routing.num_experts - len(self.slots))), value=-1)[chosen]
+        full = weights.unsqueeze(-1) * (slots >= 0)
+        ranks, full = slots.clamp(min=0).flatten(1), full.flatten(1)
+        shared = torch.arange(self._shared_ranks, device=ranks.device).expand(len(ranks), -1)
+        ranks = torch.cat([shared, ranks], dim=1)
+        full = torch.cat([full.new_ones(shared.shape), full], dim=1) * self.scale_of.to(full.dtype)[ranks]
+        return ranks, full.unsqueeze(1)
+
+    def _add_heads(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor, routing: Routing) -> Tensor:
+        """Give each of H equal slices of the output its own weights."""
+        weights = functional.pad(routing.dense(), (1, 0), value=1.0).index_select(-1, self.expert_of + 1)
+        heads = weights.shape[2]
+        if self.site.out_features % heads:
+            raise ValueError(
+                f"{self.site.path}: {heads} routing heads do not divide its {self.site.out_features} outputs; "
+                "choose a number of heads that does"
+            )
+        weighted = (x @ down.T).unsqueeze(2) * (weights * self.scale_of.to(weights.dtype)).to(y.dtype)
+        slices = rearrange(up, "r (h f) -> h r f", h=heads)
+        return y + rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
+
+    def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
+        """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
+        experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
+        specs = {(_spec(a).rank, _spec(a).scale) for a in experts}
+        if len(specs) != 1 or len(experts) != routing.num_experts or routing.per_token or x.ndim != 3:
+            raise ValueError(
+                f"{self.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
+                f"scale, and weights without a token axis; got {[(a.name, _spec(a).rank) for a in experts]}"
+            )
+        weights = routing.dense()[:, 0].to(y.dtype)
+        heads = weights.shape[1]
+        down = torch.stack([self._live(a.name, "down") for a in experts]).to(y.dtype)
+        up = torch.stack([self._live(a.name, "up") for a in experts]).to(y.dtype)
+        x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
+        down = torch.einsum("bhe,erhd->brhd", weights, rearrange(down, "e r (h d) -> e r h d", h=heads)).flatten(2)
+        up = torch.einsum("bhe,erhf->brhf", weights, rearrange(up, "e r (h f) -> e r h f", h=heads)).flatten(2)
+        y = y + (x @ down.mT) @ up * next(iter(specs))[1]
+        if self.shared_down is None:
+            return y
+        shared = self.scale_of[: self._shared_ranks].to(y.dtype)
+        return y + (x @ self.shared_down.T.to(y.dtype)) * shared @ self.shared_up.to(y.dtype)
+
+    def _live(self, name: str, side: str) -> Tensor:
+        part, rows = self._rows(name)
+        return self._part(part, side)[rows]
+
+
+def _spec(adapter: Adapter) -> LoRA:
+    assert isinstance(adapter.spec, LoRA), "the mixture groups adapters by family"
+    return adapter.spec
