@@ -1,0 +1,19 @@
+"""Many adapters on one frozen transformers model, and a router that learns which of them each input needs."""
+
+from moadapt.mixture import Mixture, MixtureSpec, attach, load
+from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
+from moadapt.sites import Placement, anatomy
+
+__all__ = [
+    "Mixture",
+    "MixtureSpec",
+    "Placement",
+    "Router",
+    "RouterSpec",
+    "Routing",
+    "RoutingContext",
+    "anatomy",
+    "attach",
+    "load",
+]
+__version__ = "0.1.0"

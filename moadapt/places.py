@@ -1,0 +1,109 @@
+"""Where routers sit: one place a model, tower, layer or site, and what each place can see.
+
+A router over a layer reads the hidden states that enter the block; over a tower, those that enter its first block; over
+the model, the prompt as it enters the language tower, and, where sites before that tower are routed too, the prompt's
+text embeddings together with the patch embeddings, since nothing else exists yet.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from moadapt.routing import RouterSpec
+from moadapt.sites import Anatomy, Site, Tower
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a router.
+
+    Args:
+        name: `model`, a tower, `tower.layer`, or a site's path.
+        hook: Module path of the block whose input the router reads; None where it reads the site's own input or
+            nothing.
+        dim: Width of what it reads; 0 where it reads nothing.
+        before_language: Whether it must decide before the language tower runs, from embeddings.
+        sites: Paths of the sites it serves.
+    """
+
+    name: str
+    hook: str | None
+    dim: int
+    before_language: bool
+    sites: tuple[str, ...]
+
+
+def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], spec: RouterSpec) -> tuple[Place, ...]:
+    """Choose the places of a router spec over the sites that carry experts.
+
+    Args:
+        base: The base.
+        anatomy: Its anatomy.
+        sites: Sites with experts.
+        spec: The router.
+
+    Raises:
+        ValueError: A place would be reached before what it needs exists, or its routing cannot reach a site.
+    """
+    sites = list(sites)
+    _refuse_unreachable(base, sites, spec)
+    if spec.depends_on != "input":
+        return (Place("model", None, 0, False, tuple(site.path for site in sites)),)
+    places: dict[str, Place] = {}
+    for site in sites:
+        fresh = _place_of(base, anatomy, site, sites, spec)
+        known = places.get(fresh.name, fresh)
+        places[fresh.name] = replace(known, sites=(*known.sites, site.path))
+    return tuple(places.values())
+
+
+def _refuse_unreachable(base: PreTrainedModel, sites: list[Site], spec: RouterSpec) -> None:
+    towers = {site.tower for site in sites}
+    if spec.scope == "token" and spec.per == "model" and towers - {"language"} and "language" in towers:
+        elsewhere = next(site for site in sites if site.tower != "language")
+        raise ValueError(
+            f"{spec} gives weights to the language tower's tokens, which {elsewhere.path} in the {elsewhere.tower} "
+            'tower does not have; use per="tower", "layer" or "site", or scope="sequence"'
+        )
+    if spec.depends_on == "input" and spec.scope == "sequence" and base.config.is_encoder_decoder:
+        raise ValueError(
+            f"{spec} would have to read the encoder of {type(base).__name__} before its decoder starts, which is not "
+            'supported; use a router by task, constant weights or scope="token"'
+        )
+
+
+def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[Site], spec: RouterSpec) -> Place:
+    tower = anatomy.tower(site.tower)
+    if spec.per == "model":
+        return _model_place(base, anatomy, sites)
+    if spec.per == "tower" and tower.blocks:
+        return Place(tower.name, tower.blocks[0], _width(base, tower.blocks[0]), False, ())
+    if spec.per == "layer" and site.layer is not None:
+        block = tower.blocks[site.layer]
+        return Place(f"{tower.name}.{site.layer}", block, _width(base, block), False, ())
+    return Place(site.path, None, site.in_features, False, ())
+
+
+def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site]) -> Place:
+    main = _main_tower(anatomy)
+    width = _width(base, main.blocks[0])
+    if main.name == "language" and any(site.tower != "language" for site in sites):
+        vision = anatomy.tower("vision").blocks[0]
+        return Place("model", vision, width + _width(base, vision), True, ())
+    return Place("model", main.blocks[0], width, False, ())
+
+
+def _main_tower(anatomy: Anatomy) -> Tower:
+    with_blocks = [tower for tower in anatomy.towers if tower.blocks]
+    return next((tower for tower in with_blocks if tower.name == "language"), with_blocks[0])
+
+
+def _width(base: PreTrainedModel, block: str) -> int:
+    """Width of the hidden states that enter a block, read off its first normalisation."""
+    for module in base.get_submodule(block).modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1:
+            return weight.numel()
+    raise ValueError(f'block {block} has no normalisation to read its width off; use a router with per="site"')

@@ -1,0 +1,183 @@
+"""A mixture on disk: `mixture.json` with spec and fingerprint, `adapters.safetensors` with every tensor.
+
+A folder is written beside its place and renamed there, so that a reader sees the old one or the new one, never a half.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.registry import FAMILIES, ROUTERS
+from moadapt.sites import Placement
+from moadapt.specs import bind, fields_of, from_json, to_json
+
+SCHEMA = 1
+_SPEC, _TENSORS = "mixture.json", "adapters.safetensors"
+_SAMPLES = 16
+
+
+@contextmanager
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes `folder`'s place when the block ends well.
+
+    Args:
+        folder: Made or replaced as a whole.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = new.with_name(new.name + "-old")
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def fingerprint(base: PreTrainedModel) -> dict[str, str]:
+    """Identify a base by the names and shapes of its parameters and by samples of their values.
+
+    Values are rounded to bfloat16, so that a base loaded in float32 or bfloat16 is the same base.
+
+    Args:
+        base: The base, without a mixture on it.
+    """
+    structure, values = hashlib.sha256(), hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        structure.update(f"{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        picked = flat[torch.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat)), device=flat.device).long()]
+        values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
+
+
+def save(mixture: Mixture, folder: Path) -> None:
+    """Write a mixture.
+
+    Args:
+        mixture: What to write.
+        folder: Made or replaced as a whole.
+    """
+    spec = mixture.spec
+    with mixture.bare_base() as base:
+        stored = {
+            "schema": SCHEMA,
+            "base": {"name": base.config.name_or_path, **fingerprint(base)},
+            "shared": None if spec.shared is None else to_json(spec.shared, FAMILIES),
+            "experts": [{"adapter": name, **to_json(family, FAMILIES)} for name, family in spec.experts.items()],
+            "router": None if spec.router is None else to_json(spec.router, ROUTERS),
+            "placement": fields_of(spec.placement),
+        }
+    with fresh_folder(folder) as new:
+        save_file(tensors(mixture), new / _TENSORS, metadata={"format": "pt"})
+        (new / _SPEC).write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def load(folder: Path, base: PreTrainedModel) -> Mixture:
+    """Read a mixture onto its base.
+
+    Args:
+        folder: What `save` wrote.
+        base: The same base.
+
+    Raises:
+        ValueError: The folder is no mixture, its schema is unknown, the base is another one, or tensors are missing,
+            too many or of another shape.
+    """
+    stored = _read_spec(folder)
+    _check_base(folder, stored["base"], base)
+    experts = [dict(entry) for entry in stored["experts"]]
+    spec = MixtureSpec(
+        experts={entry.pop("adapter"): from_json(entry, FAMILIES) for entry in experts},
+        shared=None if stored["shared"] is None else from_json(stored["shared"], FAMILIES),
+        router=None if stored["router"] is None else from_json(stored["router"], ROUTERS),
+        placement=bind(Placement, stored["placement"]),
+    )
+    try:
+        found = load_file(folder / _TENSORS, device=str(base.device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
+    mixture = Mixture(base, spec)
+    try:
+        load_tensors(mixture, found)
+    except ValueError as error:
+        mixture.detach()
+        raise ValueError(f"{folder / _TENSORS}: {error}") from error
+    return mixture
+
+
+def tensors(mixture: Mixture) -> dict[str, Tensor]:
+    """Return every tensor of adapters and routers under its stored name.
+
+    Args:
+        mixture: Whose tensors.
+    """
+    found = {
+        f"adapters/{name}/{site.path}/{part}": tensor
+        for site, bank in mixture.banks()
+        for name in bank.names
+        for part, tensor in bank.state(name).items()
+    }
+    for place, router in zip(mixture.places, mixture.routers, strict=True):
+        found |= {f"routers/{place.name}/{part}": t.detach() for part, t in router.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def load_tensors(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
+    """Copy stored tensors into a mixture; nothing is copied unless all names and shapes agree.
+
+    Raises:
+        ValueError: Names or shapes differ; the first ones are listed.
+    """
+    expected = tensors(mixture)
+    wrong = sorted(expected.keys() ^ found.keys())
+    wrong += sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape)
+    if wrong:
+        raise ValueError(f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[:3]}")
+    for site, bank in mixture.banks():
+        for name in bank.names:
+            prefix = f"adapters/{name}/{site.path}/"
+            bank.load_state(name, {k.removeprefix(prefix): t for k, t in found.items() if k.startswith(prefix)})
+    for place, router in zip(mixture.places, mixture.routers, strict=True):
+        prefix = f"routers/{place.name}/"
+        router.load_state_dict({k.removeprefix(prefix): t for k, t in found.items() if k.startswith(prefix)})
+
+
+def _read_spec(folder: Path) -> dict[str, Any]:
+    file = folder / _SPEC
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no readable {_SPEC}: {error}; give a folder that save() wrote") from error
+    keys = {"schema", "base", "shared", "experts", "router", "placement"}
+    if not isinstance(stored, dict) or stored.get("schema") != SCHEMA or keys - set(stored):
+        schema = stored.get("schema") if isinstance(stored, dict) else None
+        raise ValueError(
+            f"{file} has schema {schema!r}; this version reads schema {SCHEMA} with {', '.join(sorted(keys))}"
+        )
+    return stored
+
+
+def _check_base(folder: Path, stored: Mapping[str, str], base: PreTrainedModel) -> None:
+    own = fingerprint(base)
+    for part, what in (("class", "another class"), ("structure", "other parameters"), ("values", "other weights")):
+        if stored.get(part) != own[part]:
+            raise ValueError(
+                f"{folder} was trained on {stored.get('name')!r} ({stored.get('class')}); the base given, a "
+                f"{own['class']}, has {what}; load the base it was trained on"
+            )

@@ -1,0 +1,28 @@
+"""A record of routings, for reports."""
+
+from torch import Tensor
+
+from moadapt.routing import Routing
+
+
+class Trace:
+    """Routings decided while it was open, per place, on the CPU.
+
+    Args:
+        experts: Names of the experts, in the order of the weights' last axis.
+    """
+
+    def __init__(self, experts: tuple[str, ...]) -> None:
+        self.experts = experts
+        self.routings: dict[str, list[Tensor]] = {}
+        """Dense weights (B|1, T|1, H|1, E) by place, one a call that decided there."""
+        self.tasks: list[Tensor | None] = []
+        """Task indices (B,) of every forward pass, None where none were given."""
+
+    def start(self, task_ids: Tensor | None) -> None:
+        """Note the tasks of a forward pass."""
+        self.tasks.append(None if task_ids is None else task_ids.cpu())
+
+    def add(self, place: str, routing: Routing) -> None:
+        """Note one routing."""
+        self.routings.setdefault(place, []).append(routing.dense().detach().float().cpu())
