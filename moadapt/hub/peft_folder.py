@@ -1,0 +1,66 @@
+"""A merge as a plain PEFT LoRA folder, which peft and servers of LoRAs load.
+
+Scaling is 1 everywhere (alpha = rank, in patterns where ranks differ), targets are whole module paths, and the tensors
+bear no adapter name, so no name can collide with a path.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moadapt.adapters.family import Delta
+from moadapt.storage import fresh_folder
+
+_PREFIX = "base_model.model."
+
+
+def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, Sequence[Delta]]) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`.
+
+    Args:
+        folder: Made or replaced as a whole.
+        base: Whose name the folder bears.
+        deltas: What is added at every site, by module path.
+
+    Raises:
+        ValueError: A delta has a dense or bias part, which a LoRA cannot hold, or all are zero.
+    """
+    factors = {path: _factors(path, parts) for path, parts in deltas.items()}
+    factors = {path: pair for path, pair in factors.items() if len(pair[0])}
+    if not factors:
+        raise ValueError("every delta is zero, and a LoRA of rank 0 cannot be written; train the mixture first")
+    ranks = {path: len(down) for path, (down, _) in factors.items()}
+    most = max(set(ranks.values()), key=list(ranks.values()).count)
+    pattern = {re.escape(path): rank for path, rank in ranks.items() if rank != most}
+    config = LoraConfig(
+        r=most,
+        lora_alpha=most,
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        target_modules=sorted(factors),
+        base_model_name_or_path=base.config.name_or_path,
+        inference_mode=True,
+        auto_mapping={"base_model_class": type(base).__name__, "parent_library": type(base).__module__},
+    )
+    tensors = {}
+    for path, (down, up) in factors.items():
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = down.cpu().contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = up.T.cpu().contiguous()
+    with fresh_folder(folder) as new:
+        save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(new))
+
+
+def _factors(path: str, deltas: Sequence[Delta]) -> tuple[Tensor, Tensor]:
+    """Stack a site's deltas and drop the ranks that add nothing; returns (R, D) and (R, F)."""
+    if any(delta.dense is not None or delta.bias is not None for delta in deltas):
+        raise ValueError(f"{path} has a dense or bias part, which a LoRA folder cannot hold; merge to a model instead")
+    down, up = torch.cat([delta.down for delta in deltas]), torch.cat([delta.up for delta in deltas])
+    live = up.abs().amax(dim=1) > 0
+    return down[live], up[live]

@@ -1,0 +1,139 @@
+"""Routing statistics over calibration rows: mean weights and their second moment, per place.
+
+They are all that a merge with fixed weights and its error need: with `G` the Gram matrix of a site's deltas, the mean
+square distance of routed and merged change is `sum_ef G_ef (M_ef - a_e m_f - m_e a_f + a_e a_f)`, where `m` and `M` are
+the moments of the routing and `a` the merged weights. Axes: E experts.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moadapt.adapters.family import Delta
+from moadapt.mixture import Mixture
+
+Batch = Mapping[str, Any]
+
+
+@dataclass
+class Moments:
+    """Moments of one place's routing.
+
+    Args:
+        mean: (E,).
+        second: Mean of outer products, (E, E).
+        count: How many rows or tokens were averaged.
+    """
+
+    mean: Tensor
+    second: Tensor
+    count: float
+
+
+def as_batches(calibration: Batch | Iterable[Batch]) -> list[Batch]:
+    """Accept one batch or several.
+
+    Raises:
+        ValueError: There is none.
+    """
+    batches = [calibration] if isinstance(calibration, Mapping) else list(calibration)
+    if not batches:
+        raise ValueError("calibration holds no batch; give one or more dicts of what the mixture takes")
+    return batches
+
+
+def rows_of_task(mixture: Mixture, batches: Sequence[Batch], task: str) -> list[Batch]:
+    """Keep the rows of one task; a batch without task names is kept whole.
+
+    Raises:
+        ValueError: No row is left.
+    """
+    kept = []
+    for batch in batches:
+        ids = mixture.task_ids(batch.get("task"))
+        wanted = mixture.task_ids(task)
+        if ids is None or wanted is None or len(ids) == 1:
+            keep = ids is None or bool(ids == wanted)
+            kept += [batch] if keep else []
+            continue
+        rows = (ids == wanted).nonzero().flatten()
+        if len(rows):
+            kept.append({k: ids[rows] if k == "task" else _take(v, rows) for k, v in batch.items()})
+    if not kept:
+        raise ValueError(f"calibration holds no row of task {task!r}; give rows of that task")
+    return kept
+
+
+def moments(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Moments]:
+    """Run the batches and average their routings, over rows or over tokens that are no padding.
+
+    Args:
+        mixture: Evaluated without gradient.
+        batches: Calibration rows.
+    """
+    sums: dict[str, Moments] = {}
+    for batch in batches:
+        with torch.no_grad(), mixture.trace() as trace:
+            mixture(**batch)
+        real = batch.get("attention_mask")
+        for place, routings in trace.routings.items():
+            for weights in routings:
+                _add(sums, place, weights, real, _num_rows(batch))
+    return {p: Moments(s.mean / s.count, s.second / s.count, s.count) for p, s in sums.items()}
+
+
+def relative_error(deltas: Sequence[Delta], found: Moments, merged: Tensor) -> float:
+    """Return the relative error of merged weights at one site.
+
+    Args:
+        deltas: The shared delta, then each expert's own.
+        found: Moments of the routing there.
+        merged: Weights of the merge, (E,).
+    """
+    gram = _gram(deltas)
+    mean, second = found.mean.double(), found.second.double()
+    apart = second - merged.outer(mean) - mean.outer(merged) + merged.outer(merged)
+    with_shared = torch.zeros_like(gram)
+    with_shared[0, 0], with_shared[0, 1:], with_shared[1:, 0], with_shared[1:, 1:] = 1.0, mean, mean, second
+    total = float((gram * with_shared).sum())
+    distance = float((gram[1:, 1:] * apart).sum())
+    return (max(distance, 0.0) / total) ** 0.5 if total > 0 else 0.0
+
+
+def _gram(deltas: Sequence[Delta]) -> Tensor:
+    """Frobenius products of the deltas' weights, in low-rank form unless one is dense, (E+1, E+1)."""
+    if any(delta.dense is not None for delta in deltas):
+        flat = torch.stack([delta.weight().flatten().double() for delta in deltas])
+        return (flat @ flat.T).cpu()
+    down = torch.cat([delta.down for delta in deltas]).double()
+    up = torch.cat([delta.up for delta in deltas]).double()
+    products = (up @ up.T) * (down @ down.T)
+    owner = torch.arange(len(deltas)).repeat_interleave(torch.tensor([len(delta.down) for delta in deltas]))
+    member = torch.nn.functional.one_hot(owner, len(deltas)).to(products)
+    return (member.T @ products @ member).cpu()
+
+
+def _add(sums: dict[str, Moments], place: str, weights: Tensor, real: Tensor | None, rows: int) -> None:
+    num_experts = weights.shape[-1]
+    if weights.shape[2] > 1:
+        raise ValueError(f"the routing at {place} has {weights.shape[2]} heads; merging heads is not supported")
+    if weights.shape[1] > 1 and real is not None and real.shape == weights.shape[:2]:
+        flat = weights[:, :, 0][real.bool().cpu()].double()
+    else:
+        flat = weights.reshape(-1, num_experts).double()
+        flat = flat.expand(rows, -1) if len(flat) == 1 else flat
+    new = sums.setdefault(
+        place, Moments(torch.zeros(num_experts).double(), torch.zeros(num_experts, num_experts).double(), 0)
+    )
+    new.mean, new.second, new.count = new.mean + flat.sum(0), new.second + flat.T @ flat, new.count + len(flat)
+
+
+def _num_rows(batch: Batch) -> int:
+    return next(len(v) for v in batch.values() if isinstance(v, Tensor) and v.ndim > 0)
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    return value[rows.to(value.device)] if isinstance(value, Tensor) else value

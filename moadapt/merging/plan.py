@@ -1,0 +1,149 @@
+"""A merge with fixed weights at every place: the weights, the deltas they make, the plain model and the report."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from moadapt.adapters.family import Bank, Delta
+from moadapt.merging.calibration import Batch, Moments, relative_error
+from moadapt.merging.report import MergeReport
+from moadapt.mixture import Mixture
+from moadapt.sites import Site
+
+
+class MergePlan:
+    """Fixed weights for every place, ready to be folded.
+
+    Args:
+        mixture: What is merged; it stays usable.
+        method: Short name of the method.
+        weights: Weights of the experts, (E,), by place.
+        task: The task the merge serves; None for all.
+        exact: Whether the mixture routes with just these weights for every input that the merge serves.
+        found: Moments of the routing by place, where it depends on the input.
+        held_out: Batches to measure the outputs on.
+        fresh: Whether the merge was not made from those batches.
+        max_error: Bound on the relative error of every site.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        method: str,
+        weights: Mapping[str, Tensor],
+        *,
+        task: str | None,
+        exact: bool,
+        found: Mapping[str, Moments] | None = None,
+        held_out: Sequence[Batch] = (),
+        fresh: bool = False,
+        max_error: float | None = None,
+    ) -> None:
+        self.mixture, self.method, self.task, self.exact = mixture, method, task, exact
+        self._weights = {path: weights[place.name] for place in mixture.places for path in place.sites}
+        self._found = {path: found[p.name] for p in mixture.places for path in p.sites} if found else {}
+        self._held_out, self._fresh, self._max_error = held_out, fresh, max_error
+        self._none = torch.zeros(len(mixture.tasks))
+
+    @cached_property
+    def deltas(self) -> dict[str, list[Delta]]:
+        """What is added at every site, one delta a family, by module path."""
+        found: dict[str, list[Delta]] = {}
+        for site, bank in self.mixture.banks():
+            found.setdefault(site.path, []).append(bank.delta(self._weights.get(site.path, self._none)))
+        return found
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Relative error of every site; 0 where the routing does not depend on the input."""
+        errors = {site.path: 0.0 for site, _ in self.mixture.banks()}
+        for site, bank in self.mixture.banks():
+            if site.path in self._found:
+                errors[site.path] = self._error(site, bank)
+        return errors
+
+    @cached_property
+    def _merged(self) -> PreTrainedModel:
+        MergeReport(self.method, self.task, self.exact, self.errors).require(self._max_error)
+        with self.mixture.bare_base() as base:
+            plain: PreTrainedModel = copy.deepcopy(base)
+        for path, deltas in self.deltas.items():
+            _fold(plain, path, deltas)
+        return plain.requires_grad_(True)
+
+    def model(self) -> PreTrainedModel:
+        """Return the merged plain model.
+
+        Raises:
+            MergeRefusedError: A site's error passes the bound.
+            NotMergeable: A family is no affine map.
+            ValueError: A site's weight cannot take a change.
+        """
+        return self._merged
+
+    def report(self) -> MergeReport:
+        """Return how far the merge is from the mixture."""
+        rows = sum(int(next(v for v in batch.values() if isinstance(v, Tensor)).shape[0]) for batch in self._held_out)
+        report = MergeReport(self.method, self.task, self.exact, self.errors, self._output_kl(), self._fresh, rows)
+        report.require(self._max_error)
+        return report
+
+    def _error(self, site: Site, bank: Bank) -> float:
+        shared = bank.delta(self._none)
+        own = [_without(bank.delta(one), shared) for one in torch.eye(len(self.mixture.tasks))]
+        return relative_error([shared, *own], self._found[site.path], self._weights[site.path].double().cpu())
+
+    def _output_kl(self) -> float | None:
+        if not self._held_out:
+            return None
+        total, count = 0.0, 0
+        for batch in self._held_out:
+            inputs = {key: value for key, value in batch.items() if key not in ("task", "prompt_mask")}
+            with torch.no_grad():
+                routed, plain = self.mixture(**batch).logits.float(), self._merged(**inputs).logits.float()
+            told = _told(batch, routed)
+            apart = functional.kl_div(plain.log_softmax(-1), routed.log_softmax(-1), reduction="none", log_target=True)
+            total, count = total + float(apart.sum(-1)[told].sum()), count + int(told.sum())
+        return total / max(count, 1)
+
+
+def _told(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
+    """Which positions predict an answer token, or any real token where there are no labels, (B, T)."""
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    if labels is not None and labels.shape == logits.shape[:2]:
+        return functional.pad(labels[:, 1:] != -100, (0, 1), value=False)
+    return torch.ones(logits.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _without(whole: Delta, shared: Delta) -> Delta:
+    """Take the shared part out of a delta."""
+    dense = None if whole.dense is None else whole.dense - (0 if shared.dense is None else shared.dense)
+    return Delta(torch.cat([whole.down, shared.down]), torch.cat([whole.up, -shared.up]), dense)
+
+
+def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
+    """Add deltas to a module's weight and bias, in float32, rounded once."""
+    module = plain.get_submodule(path)
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+        raise ValueError(
+            f"{path} keeps its weight as {weight.dtype}, which cannot take a change; load the base unquantised"
+        )
+    tied = [n for n, p in plain.named_parameters(remove_duplicate=False) if p is weight]
+    if len(tied) > 1:
+        raise ValueError(
+            f"{path} shares its weight ({', '.join(tied)}); merging would change both; untie the base first"
+        )
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    change = sum((delta.weight().to(exact) for delta in deltas), torch.zeros_like(weight, dtype=exact))
+    module.weight = nn.Parameter((weight.detach().to(exact) + change).to(weight.dtype))
+    biases = [delta.bias for delta in deltas if delta.bias is not None]
+    if biases:
+        old = torch.zeros_like(biases[0]) if module.bias is None else module.bias.detach()
+        module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(weight.dtype))
