@@ -1,0 +1,64 @@
+"""Where a base comes from: a folder, a hub name, or one that a package ships under a short name."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from moadapt.registry import BASES
+
+
+class ShippedBase(ABC):
+    """A base that a package ships, with the recipe that made it."""
+
+    @abstractmethod
+    def folder(self) -> Path:
+        """Return the transformers folder: config, weights, processor."""
+
+    @abstractmethod
+    def pretrain(self, out: Path, work: Path, **settings: int | float) -> None:
+        """Make the weights again.
+
+        Args:
+            out: Folder to write.
+            work: Folder for checkpoints; a second call resumes there.
+            settings: Numbers of the recipe to change.
+        """
+
+
+def base_folder(name: str) -> str:
+    """Return what `from_pretrained` should read for a base's name.
+
+    Args:
+        name: A registered short name, a folder or a hub name.
+    """
+    if "/" not in name and not Path(name).exists() and name in BASES:
+        return str(BASES.get(name)().folder())
+    return name
+
+
+def load_base(
+    name: str, *, dtype: torch.dtype | str = "auto", attn_implementation: str | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """Load a base and its processor.
+
+    Args:
+        name: A registered short name, a folder or a hub name.
+        dtype: Number type of the weights; `auto` takes the file's own.
+        attn_implementation: One of transformers' attention kernels.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        OSError: transformers found no model of that name; it says where it looked.
+    """
+    folder = base_folder(name)
+    config = AutoConfig.from_pretrained(folder)
+    pictures = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    loader = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
+    return model.eval(), AutoProcessor.from_pretrained(folder)
