@@ -1,0 +1,1 @@
+"""Tasks of moadapt: one task a file, with its data reader and metrics."""
