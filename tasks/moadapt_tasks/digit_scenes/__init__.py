@@ -1,0 +1,1 @@
+"""Digit scenes: the embedded data set and its small base."""

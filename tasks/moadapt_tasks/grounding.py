@@ -1,0 +1,166 @@
+"""Grounding in REFER's layout (RefCOCO, RefCOCO+, RefCOCOg), as JSON.
+
+A refs file `[{ref_id, ann_id, image_id, split, sentences: [{sent_id, sent}]}]` and an instances file in COCO's form,
+`{"images": [{id, file_name, width, height}], "annotations": [{id, image_id, bbox}]}` with boxes as left, top, width,
+height in pixels. REFER publishes its refs as pickles, which must be rewritten as JSON; the pictures' names are those of
+the instances file, since the refs name cut-outs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from torchmetrics import Metric
+
+from moadapt.registry import TASKS
+from moadapt.task import BadExample, Example, Task
+from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
+from moadapt_tasks.metrics import GroundingAccuracy
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
+from moadapt_tasks.pictures import Pictures
+from moadapt_tasks.reading import Record, Table, collect, index, read_json, read_table
+
+_ROUNDING = 0.5
+"""How far a box may reach out of its picture, in pixels; it is cut back."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What one split's files say, and the pictures they point to."""
+
+    sentences: Table
+    annotations: Table
+    images: Table
+    pictures: Pictures = field(default_factory=Pictures)
+
+
+@TASKS.register("grounding")
+@dataclass(frozen=True, kw_only=True)
+class Grounding(Task):
+    """Finds the box that an expression refers to; one row a sentence.
+
+    Args:
+        refs: Pattern of the refs files; `{split}` may stand in it. Rows are those whose `split` is the split's word.
+        instances: Pattern of the instances files; `{split}` may stand in it.
+        images: Pattern of the pictures, with `{file_name}` or `{image_id}` and maybe `{split}`.
+        splits: The word that stands for each of our splits in refs and patterns, such as `validation: val`.
+        codec: How boxes are written.
+        prompt: What to ask, with `{expression}`.
+        max_new_tokens: Longest answer to generate, in tokens.
+        limit: Only the first so many usable rows of a split; later ones are not looked at.
+
+    Raises:
+        ValueError: A setting is out of range or a pattern mentions something else.
+    """
+
+    refs: str
+    instances: str
+    images: str
+    splits: Mapping[str, str] = field(default_factory=own_words)
+    codec: BoxCodec = field(default_factory=IntegerBoxes)
+    prompt: str = "where is {expression}?"
+    max_new_tokens: int = 32
+    limit: int | None = None
+    primary: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_splits(self.splits)
+        check_numbers(self.max_new_tokens, self.limit)
+        check_template("refs", self.refs, ["split"])
+        check_template("instances", self.instances, ["split"])
+        check_template("images", self.images, ["split", "file_name", "image_id"], ["file_name", "image_id"])
+        check_template("prompt", self.prompt, ["expression"], ["expression"])
+
+    def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
+        """Read one split; see `Task.read`."""
+        word = split_word(self.splits, split)
+        refs, strays = _refs_of(Path(self.refs.format(split=word)), word)
+        files, bad = _open(refs, Path(self.instances.format(split=word)))
+        examples, worse = collect(files.sentences.rows.values(), partial(self._example, word, files), self.limit)
+        return examples, strays + bad + worse
+
+    def parse(self, text: str, example: Example) -> Box | None:
+        """Return the first box of the text in pixels, or None."""
+        return self.codec.read(text, *example.size)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the share of boxes with an IoU of at least 0.5, and the mean IoU."""
+        return {"box": GroundingAccuracy()}
+
+    def _example(self, word: str, files: _Files, sentence: Record) -> Example:
+        expression, ref = sentence.text("sent"), sentence.within
+        assert ref is not None
+        annotation = files.annotations.find("ann_id", ref)
+        image = files.images.find("image_id", annotation)
+        image_id = image.identifier("id")
+        if ref.identifier("image_id") != image_id:
+            raise ref.wrong(f"its image_id is not {image_id!r}, that of its annotation in {annotation.file}")
+        path = picture_path(self.images, ref, split=word, image_id=image_id, file_name=image.text("file_name"))
+        size = files.pictures.size(path, image)
+        box = pixel_box(annotation, _same_size(image, size, path))
+        answer = self.codec.write(box, *size)
+        if self.codec.read(answer, *size) is None:
+            raise annotation.wrong(f"its bbox is too small to be written: {answer} has no area; leave it out")
+        return Example(
+            image=path,
+            size=size,
+            prompt=self.prompt.format(expression=expression),
+            answers=(answer,),
+            reference=box,
+            entry=f"{sentence.file}: {sentence.entry}",
+        )
+
+
+def pixel_box(annotation: Record, size: tuple[int, int]) -> Box:
+    """Return an annotation's box as left, top, right, bottom, cut to its picture.
+
+    Args:
+        annotation: An entry with a COCO `bbox`.
+        size: Width and height of its picture, in pixels.
+
+    Raises:
+        Defect: The box has no area, or reaches out of the picture by more than rounding.
+    """
+    left, top, width, height = annotation.numbers("bbox", 4)
+    if width <= 0 or height <= 0:
+        raise annotation.wrong(f"its bbox is {width:g} wide and {height:g} high; give left, top, width, height above 0")
+    right, bottom = left + width, top + height
+    outside = max(-left, -top, right - size[0], bottom - size[1])
+    if outside > _ROUNDING:
+        raise annotation.wrong(
+            f"its bbox spans {left:g} to {right:g} and {top:g} to {bottom:g}, outside its picture of {size[0]} by "
+            f"{size[1]} pixels; give left, top, width, height within it"
+        )
+    return max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1]))
+
+
+def _refs_of(file: Path, word: str) -> tuple[list[Record], list[BadExample]]:
+    """Return the refs of a split, which may not be empty."""
+    table = read_table(file, read_json(file), "ref_id")
+    marked, bad = collect(table.rows.values(), lambda ref: (ref.text("split"), ref))
+    refs = [ref for name, ref in marked if name == word]
+    if not refs:
+        others = ", ".join(sorted({name for name, _ in marked})) or "none"
+        raise ValueError(f"{file}: no ref is of split {word!r}; there are {others}. Set `splits` to the file's words")
+    return refs, table.bad + bad
+
+
+def _open(refs: list[Record], instances: Path) -> tuple[_Files, list[BadExample]]:
+    lists, bad = collect(refs, lambda ref: ref.records("sentences", "sent_id"))
+    sentences = index(refs[0].file, (sentence for found in lists for sentence in found), "sent_id")
+    document = read_json(instances)
+    annotations = read_table(instances, document, "id", "annotations")
+    images = read_table(instances, document, "id", "images")
+    return _Files(sentences, annotations, images), bad + sentences.bad + annotations.bad + images.bad
+
+
+def _same_size(image: Record, size: tuple[int, int], path: Path) -> tuple[int, int]:
+    """Require that the boxes were drawn on a picture of this size."""
+    for key, found in (("width", size[0]), ("height", size[1])):
+        said = image.values.get(key, found)
+        if said != found:
+            raise image.wrong(f"its {key} is {said!r}, but {path} has {found}; use the one that the boxes belong to")
+    return size

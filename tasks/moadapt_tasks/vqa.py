@@ -1,0 +1,124 @@
+"""Visual question answering in the VQA v2 format.
+
+A questions file `{"questions": [{question_id, image_id, question}]}` and an annotations file `{"annotations":
+[{question_id, image_id, answers: [{answer}], multiple_choice_answer}]}` a split; ten people answer each question.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torchmetrics import Metric
+
+from moadapt.registry import TASKS
+from moadapt.task import BadExample, Example, Task
+from moadapt_tasks.metrics import VQAAccuracy
+from moadapt_tasks.metrics.vqa_answers import normalise_answer, strip_answer
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
+from moadapt_tasks.pictures import Pictures
+from moadapt_tasks.reading import Record, Table, collect, read_json, read_table
+
+
+@TASKS.register("vqa")
+@dataclass(frozen=True, kw_only=True)
+class VQA(Task):
+    """Answers questions about pictures.
+
+    Args:
+        questions: Pattern of the questions files, with `{split}`.
+        annotations: Pattern of the annotations files, with `{split}`.
+        images: Pattern of the pictures, with `{split}` and `{image_id}`, such as
+            `coco/{split}/COCO_{split}_{image_id:012d}.jpg`.
+        splits: The word that stands for each of our splits in the patterns, such as `train: train2014`.
+        prompt: What to ask, with `{question}`.
+        train_answers: Train on the answer that most people gave, or on all, each time another.
+        max_new_tokens: Longest answer to generate, in tokens.
+        limit: Only the first so many usable rows of a split; later ones are not looked at.
+
+    Raises:
+        ValueError: A setting is out of range or a pattern mentions something else.
+    """
+
+    questions: str
+    annotations: str
+    images: str
+    splits: Mapping[str, str] = field(default_factory=own_words)
+    prompt: str = "{question}"
+    train_answers: Literal["most_common", "all"] = "most_common"
+    max_new_tokens: int = 12
+    limit: int | None = None
+    primary: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_splits(self.splits)
+        check_numbers(self.max_new_tokens, self.limit)
+        check_template("questions", self.questions, ["split"])
+        check_template("annotations", self.annotations, ["split"])
+        check_template("images", self.images, ["split", "image_id"], ["image_id"])
+        check_template("prompt", self.prompt, ["question"], ["question"])
+        if self.train_answers not in ("most_common", "all"):
+            raise ValueError(f"`train_answers` is {self.train_answers!r}; give most_common or all")
+
+    def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
+        """Read one split; see `Task.read`."""
+        word = split_word(self.splits, split)
+        questions = _table(self.questions.format(split=word), "questions")
+        annotations = _table(self.annotations.format(split=word), "annotations")
+        _, strays = collect(annotations.rows.values(), partial(questions.find, "question_id"))
+        make = partial(self._example, word, annotations, Pictures())
+        examples, bad = collect(questions.rows.values(), make, self.limit)
+        return examples, questions.bad + annotations.bad + strays + bad
+
+    def parse(self, text: str, example: Example) -> str:
+        """Return the text without outer space."""
+        return text.strip()
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the official VQA accuracy."""
+        return {"accuracy": VQAAccuracy()}
+
+    def _example(self, word: str, annotations: Table, pictures: Pictures, question: Record) -> Example:
+        asked, image_id = question.text("question"), question.identifier("image_id")
+        annotation = annotations.find("question_id", question)
+        if "image_id" in annotation and annotation.identifier("image_id") != image_id:
+            raise annotation.wrong(f"its image_id is not {image_id!r}, that of its question in {question.file}")
+        answers = [answer.text("answer") for answer in annotation.records("answers")]
+        named = annotation.text("multiple_choice_answer") if "multiple_choice_answer" in annotation else None
+        path = picture_path(self.images, question, split=word, image_id=image_id)
+        return Example(
+            image=path,
+            size=pictures.size(path, question),
+            prompt=self.prompt.format(question=asked),
+            answers=tuple(answers) if self.train_answers == "all" else (most_common(answers, named),),
+            reference=answers,
+            entry=f"{question.file}: {question.entry}",
+        )
+
+
+def most_common(answers: Sequence[str], named: str | None = None) -> str:
+    """Return the answer that most people gave, counted as the accuracy compares them.
+
+    Args:
+        answers: What each person answered, at least one.
+        named: What the file calls the most common one; it settles ties and spelling, but some files fill it otherwise.
+    """
+    spellings = [_spelling(answer) for answer in answers]
+    counts = Counter(spellings)
+    most = max(counts.values())
+    if named is not None and counts[_spelling(named)] == most:
+        return named
+    chosen = next(spelling for spelling in spellings if counts[spelling] == most)
+    return Counter(a for a, spelling in zip(answers, spellings, strict=True) if spelling == chosen).most_common(1)[0][0]
+
+
+@lru_cache(maxsize=2**16)  # people repeat each other
+def _spelling(answer: str) -> str:
+    return normalise_answer(strip_answer(answer))
+
+
+def _table(file: str, under: str) -> Table:
+    return read_table(Path(file), read_json(Path(file)), "question_id", under)
