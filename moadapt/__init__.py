@@ -1,6 +1,7 @@
 """Many adapters on one frozen transformers model, and a router that learns which of them each input needs."""
 
-from moadapt.mixture import Mixture, MixtureSpec, attach, load
+from moadapt.attaching import attach, load
+from moadapt.mixture import Mixture, MixtureSpec
 from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
 from moadapt.sites import Placement, anatomy
 

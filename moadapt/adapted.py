@@ -1,16 +1,13 @@
 """The wrapper that stands in a module's place while a mixture is attached."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from moadapt.adapters.family import Bank
-from moadapt.call import Call, CallContext
-from moadapt.routing import Routing
+from moadapt.context import CallContext
 from moadapt.sites import Site
-
-Route = Callable[[Call, Site, Tensor], Routing | None]
 
 
 class AdaptedModule(nn.Module):
@@ -20,17 +17,14 @@ class AdaptedModule(nn.Module):
         module: The base's own module, never changed.
         banks: One a family, in the mixture's order.
         site: Where this is.
-        context: The mixture's call context.
-        route: Gives the routing for this site and its input.
+        context: The mixture's call context, which gives the routing.
     """
 
-    def __init__(
-        self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext, route: Route
-    ) -> None:
+    def __init__(self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext) -> None:
         super().__init__()
         self.module = module
         self.banks = nn.ModuleList(banks)
-        self._site, self._context, self._route = site, context, route
+        self._site, self._context = site, context
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the base's module where its owner reads an attribute, such as `weight`."""
@@ -59,7 +53,7 @@ class AdaptedModule(nn.Module):
                 f"{self._site.path} was run outside a call of its mixture; call the mixture instead of its base, use "
                 "mixture.gradient_checkpointing_enable() for checkpointing, or detach() first"
             )
-        routing = self._route(call, self._site, x)
+        routing = self._context.route(call, self._site, x)
         for bank in self.banks:
             y = bank.add_to(y, x, routing)
         return y

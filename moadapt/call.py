@@ -1,18 +1,41 @@
-"""The state of one forward pass of the base: its rows, what is prompt, and the routings decided so far.
+"""One forward pass of the base: its rows, what is prompt, and the routings decided so far."""
 
-A `CallContext` is owned by one mixture. The mixture opens a call when its base starts a forward pass and closes it when
-the pass ends, however it ends; adapted modules read the current call. Gradient checkpointing recomputes a block after
-the call is closed, so each checkpoint remembers the call it belongs to and restores it.
-"""
-
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from moadapt.routing import Routing
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller said, for every forward pass of the base until it is done.
+
+    Args:
+        task_ids: Index of each row's task, (B,) or (1,).
+        prompt_mask: Which tokens are prompt, (B, T).
+        prompt_length: How many tokens the prompt of a generation has, padding included.
+    """
+
+    task_ids: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    prompt_length: int | None = None
+
+    def row_tasks(self, rows: int) -> Tensor | None:
+        """Spread the tasks over the rows of a pass: one for all, or repeated for beams.
+
+        Raises:
+            ValueError: The numbers do not fit.
+        """
+        ids = self.task_ids
+        if ids is None or len(ids) == rows:
+            return ids
+        if rows % len(ids):
+            raise ValueError(f"got {len(ids)} task names for {rows} rows; give one name, or one a row")
+        return ids.repeat_interleave(rows // len(ids))
 
 
 @dataclass
@@ -42,25 +65,26 @@ class Call:
     recomputing: bool = False
 
 
-class CallContext:
-    """Holds the current call of one mixture."""
+def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | None, *, continues: bool) -> Call:
+    """Find out, from the base's own inputs, what a pass is about.
 
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.enabled = True
-
-    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of a checkpointed block's first run and of its recomputation."""
-        call = self.call
-        return nullcontext(), nullcontext() if call is None else self._restored(call)
-
-    @contextmanager
-    def _restored(self, call: Call) -> Iterator[None]:
-        before, self.call = self.call, replace(call, routings=dict(call.routings), recomputing=True)
-        try:
-            yield
-        finally:
-            self.call = before
+    Args:
+        inputs: What the base was called with.
+        request: What the caller said.
+        image_token: Token id that stands for an image patch.
+        continues: Whether the inputs go on from a filled cache, so that none of them is prompt.
+    """
+    ids, embeddings, pixels = (inputs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
+    tokens = ids if ids is not None else embeddings
+    if tokens is None:
+        rows = 1 if pixels is None else len(pixels)
+        return Call(rows, task_ids=request.row_tasks(rows))
+    image = ids == image_token if ids is not None and image_token is not None else None
+    call = Call(len(tokens), image=image, task_ids=request.row_tasks(len(tokens)), continues=continues)
+    if not continues:
+        call.prompt = _prompt(inputs, request, tokens)
+        call.images_match = pixels is None or images_match_rows(image, len(pixels))
+    return call
 
 
 def prompt_tokens(real: Tensor, labels: Tensor | None) -> Tensor:
@@ -86,3 +110,38 @@ def images_match_rows(image: Tensor | None, num_images: int) -> bool:
         return False
     counts = image.sum(dim=1)
     return num_images == len(counts) and bool(torch.all(counts == counts[0])) and bool(counts[0] > 0)
+
+
+def refuse_leaks(prompt: Tensor, labels: Tensor) -> None:
+    """Refuse labels on what a router by sequence reads.
+
+    Args:
+        prompt: Which tokens are prompt, (B, T).
+        labels: Training targets, (B, T).
+
+    Raises:
+        ValueError: A label lies on a prompt token, or a row has no prompt.
+    """
+    if bool((prompt & (labels != -100)).any()):
+        raise ValueError(
+            "labels lie on prompt tokens, which a router by sequence reads: it would see the answer; set labels to "
+            "-100 on the prompt or pass a smaller prompt_mask"
+        )
+    empty = (~prompt.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"rows {empty} have no prompt token before their first label, so a router by sequence has nothing to read; "
+            'pass prompt_mask or use scope="token"'
+        )
+
+
+def _prompt(inputs: Mapping[str, Any], request: Request, tokens: Tensor) -> Tensor:
+    mask, labels, length = inputs.get("attention_mask"), inputs.get("labels"), tokens.shape[1]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        real = mask[:, -length:].bool()
+    else:
+        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if request.prompt_length is not None:  # without a cache, what was generated comes back as input
+        real = real & (torch.arange(length, device=real.device) < request.prompt_length)
+    given = request.prompt_mask
+    return prompt_tokens(real, labels) if given is None else given.bool().to(real.device) & real

@@ -26,6 +26,7 @@ class Place:
         dim: Width of what it reads; 0 where it reads nothing.
         before_language: Whether it must decide before the language tower runs, from embeddings.
         sites: Paths of the sites it serves.
+        fallback: Module path of the block at which it decides where `hook` was not reached, for calls without images.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Place:
     dim: int
     before_language: bool
     sites: tuple[str, ...]
+    fallback: str | None = None
 
 
 def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], spec: RouterSpec) -> tuple[Place, ...]:
@@ -91,7 +93,7 @@ def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site]) -> 
     width = _width(base, main.blocks[0])
     if main.name == "language" and any(site.tower != "language" for site in sites):
         vision = anatomy.tower("vision").blocks[0]
-        return Place("model", vision, width + _width(base, vision), True, ())
+        return Place("model", vision, width + _width(base, vision), True, (), main.blocks[0])
     return Place("model", main.blocks[0], width, False, ())
 
 

@@ -26,7 +26,9 @@ _KINDS = {
         "self_attn", "self_attention", "cross_attn", "crossattention", "attn", "attention", "encoder_attn",
         "linear_attn", "SelfAttention", "EncDecAttention",
     },
-    "mlp": {"mlp", "feed_forward", "ffn", "intermediate", "output", "fc1", "fc2", "wi", "wo", "dense_h_to_4h", "DenseReluDense"},
+    "mlp": {"mlp", "feed_forward", "ffn", "intermediate", "output", "fc1", "fc2", "wi", "wo", "dense_h_to_4h",
+        "DenseReluDense",
+    },
 }  # fmt: skip
 KINDS = ("attention", "mlp", "projector", "other")
 

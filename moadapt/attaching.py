@@ -1,0 +1,69 @@
+"""The two ways to a mixture: attach fresh adapters to a base, or load trained ones."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from moadapt.adapted import AdaptedModule
+from moadapt.adapters.family import FamilySpec
+from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.names import check_names
+from moadapt.routing import RouterSpec
+from moadapt.sites import Placement
+from moadapt.storage import load as load_folder
+
+
+def attach(
+    base: PreTrainedModel,
+    *,
+    shared: FamilySpec | None = None,
+    experts: Mapping[str, FamilySpec] | None = None,
+    router: RouterSpec | None = None,
+    placement: Placement | None = None,
+) -> Mixture:
+    """Put adapters and routers on a base.
+
+    Args:
+        base: Any transformers model; it is frozen.
+        shared: The adapter that every input uses.
+        experts: Adapters that the router weighs, by name.
+        router: Gives the experts their weights; needed exactly when there are experts.
+        placement: Where adapters sit that name no placement of their own; by default all attention and MLP linears of
+            the language tower.
+
+    Raises:
+        ValueError: A name is unsafe, nothing is to be attached, the router is missing or too many, or the base
+            carries a mixture already.
+    """
+    experts = dict(experts or {})
+    check_names(experts)
+    if shared is None and not experts:
+        raise ValueError("attach got neither shared nor experts; give at least one adapter")
+    if bool(experts) != (router is not None):
+        raise ValueError(
+            f"attach got {len(experts)} experts and {'a' if router else 'no'} router; experts need a router, such as "
+            "moadapt_routers.ByTask(), and a router needs experts"
+        )
+    _refuse_attached(base)
+    return Mixture(base, MixtureSpec(experts, shared, router, placement or Placement()))
+
+
+def load(folder: str | Path, base: PreTrainedModel) -> Mixture:
+    """Read a saved mixture onto its base.
+
+    Args:
+        folder: What `Mixture.save` wrote.
+        base: The same base; its structure and weights are compared with the stored fingerprint.
+
+    Raises:
+        ValueError: The folder is no mixture, its schema is unknown, or the base is another one.
+    """
+    _refuse_attached(base)
+    return load_folder(Path(folder), base)
+
+
+def _refuse_attached(base: PreTrainedModel) -> None:
+    taken = next((path for path, module in base.named_modules() if isinstance(module, AdaptedModule)), None)
+    if taken is not None:
+        raise ValueError(f"the base carries a mixture already (at {taken}); detach that one first")

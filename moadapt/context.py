@@ -1,0 +1,251 @@
+"""The call context: routing state of one mixture, set for one forward pass and gone when it ends.
+
+The mixture opens a call when its base starts a forward pass and closes it when the pass ends, however it ends; hooks on
+blocks let the routers of their places decide; adapted modules ask for the routing of their site. Gradient checkpointing
+recomputes a block after the call is closed, so each checkpoint remembers its call and restores it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from moadapt.call import Call, Request, read_call, refuse_leaks
+from moadapt.places import Place
+from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
+from moadapt.sites import Site
+from moadapt.tracing import Trace
+
+
+class CallContext:
+    """Holds the current call of one mixture and lets its routers decide.
+
+    Args:
+        places: Where the routers sit.
+        routers: One a place.
+        spec: What the user chose; None without experts.
+        tasks: Names of experts and tasks.
+        image_token: Token id that stands for an image patch.
+        embed: Gives the embeddings of input tokens.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        routers: Sequence[Router],
+        spec: RouterSpec | None,
+        tasks: tuple[str, ...],
+        image_token: int | None,
+        embed: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.call: Call | None = None
+        self.enabled = True
+        self.override: Routing | None = None
+        self.available: Tensor | None = None
+        self.traces: list[Trace] = []
+        self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
+        self._place_of = {path: place for place in places for path in place.sites}
+        self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
+        self._request = Request()
+        self._prepared: Call | None = None
+        self._held: WeakKeyDictionary[Any, dict[str, Routing]] = WeakKeyDictionary()
+
+    @contextmanager
+    def requesting(self, request: Request) -> Iterator[None]:
+        """Let all passes within the `with` block serve one request of the caller."""
+        before, self._request = self._request, request
+        try:
+            yield
+        finally:
+            self._request = before
+            self._prepared = self.call = None
+
+    def prepare(self, inputs: Mapping[str, Any]) -> None:
+        """Open a call ahead of the base's first pass, for encoders that `generate` runs before it.
+
+        Args:
+            inputs: What `generate` was called with.
+        """
+        self._prepared = self.start(inputs)
+
+    def start(self, inputs: Mapping[str, Any]) -> Call:
+        """Open a call.
+
+        Args:
+            inputs: What the base was called with.
+
+        Raises:
+            ValueError: Labels lie on the prompt, tasks do not fit the rows, or the cache is foreign.
+        """
+        held = self._held_for(inputs.get("past_key_values"))
+        call = self.call = read_call(inputs, self._request, self._image_token, continues=held is not None)
+        self._check_prompt(call, inputs.get("labels"))
+        call.routings.update(held or {})
+        if self._prepared is not None and held is None:
+            times = call.num_rows // self._prepared.num_rows
+            call.routings.update({p: r.repeat_rows(times) for p, r in self._prepared.routings.items()})
+            call.images_match = self._prepared.images_match
+        for trace in self.traces:
+            trace.start(call.task_ids)
+        self._decide_early(call, inputs.get("input_ids"))
+        return call
+
+    def close(self, output: Any) -> None:
+        """End the call; routings by sequence are held with the cache that came out of it."""
+        call, self.call = self.call, None
+        cache = getattr(output, "past_key_values", None)
+        if call is None or cache is None:
+            return
+        by_sequence = self._spec is not None and self._spec.scope == "sequence"
+        self._held[cache] = {place: r.detached() for place, r in call.routings.items()} if by_sequence else {}
+
+    def enter_block(self, block: str, hidden: Tensor) -> None:
+        """Let the routers decide that read what enters a block.
+
+        Args:
+            block: Module path.
+            hidden: Its input, (B, T, D).
+        """
+        call = self.call
+        if call is None or call.recomputing:
+            return
+        for place, _ in self._routers.values():
+            if place.hook == block:
+                self._decide(call, place, _embeddings(call, hidden) if place.before_language else hidden)
+            elif place.fallback == block and place.name not in call.routings:  # no image in this call
+                self._decide(call, place, _no_patches(call, place.dim))
+
+    def route(self, call: Call, site: Site, x: Tensor) -> Routing | None:
+        """Give an adapted module its routing.
+
+        Args:
+            call: The current call.
+            site: Where.
+            x: Input of the site, (B, T, D) or (N, D).
+
+        Raises:
+            ValueError: The routing's rows or tokens are not those of the site.
+        """
+        place = self._place_of.get(site.path)
+        if place is None:
+            return None
+        if place.hook is None and place.dim:
+            routing = self._decide(call, place, x)
+        elif place.name in call.routings:
+            routing = call.routings[place.name]
+        else:
+            raise RuntimeError(f"{site.path} was reached before the router at {place.name} could decide")
+        _check_reach(call, site, place, routing, x)
+        return routing
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of a checkpointed block's first run and of its recomputation."""
+        call = self.call
+        return nullcontext(), nullcontext() if call is None else self._restored(call)
+
+    @contextmanager
+    def _restored(self, call: Call) -> Iterator[None]:
+        before, self.call = self.call, replace(call, routings=dict(call.routings), recomputing=True)
+        try:
+            yield
+        finally:
+            self.call = before
+
+    def _check_prompt(self, call: Call, labels: Tensor | None) -> None:
+        spec = self._spec
+        reads_prompt = spec is not None and spec.depends_on == "input" and spec.scope == "sequence"
+        if reads_prompt and labels is not None and call.prompt is not None:
+            refuse_leaks(call.prompt, labels)
+
+    def _decide_early(self, call: Call, ids: Tensor | None) -> None:
+        """Evaluate what needs no hidden states, and pool the text where a router over the model will need it."""
+        for place, router in self._routers.values():
+            if "hidden" not in router.needs and place.name not in call.routings:
+                self._decide(call, place, None)
+            elif place.before_language and ids is not None and call.prompt is not None:
+                text = call.prompt if call.image is None else call.prompt & ~call.image
+                call.text_features = RoutingContext(hidden=self._embed(ids), prompt=text).pooled()
+
+    def _decide(self, call: Call, place: Place, hidden: Tensor | None) -> Routing:
+        """Evaluate the router of a place, unless the cache that this call continues holds its routing."""
+        if call.continues and place.name in call.routings:
+            return call.routings[place.name]
+        routing = self.override or self._evaluate(call, place, hidden)
+        call.routings[place.name] = routing
+        if not call.recomputing:
+            for trace in self.traces:
+                trace.add(place.name, routing)
+        return routing
+
+    def _evaluate(self, call: Call, place: Place, hidden: Tensor | None) -> Routing:
+        router = self._routers[place.name][1]
+        if "task_ids" in router.needs and call.task_ids is None:
+            raise ValueError(
+                f"{type(self._spec).__name__} needs the task of every row; pass task=, one of "
+                f"{', '.join(self._tasks)}, or one a row"
+            )
+        over_tokens = hidden is not None and call.prompt is not None and hidden.shape[:2] == call.prompt.shape
+        prompt, image = (call.prompt, call.image) if over_tokens else (None, None)
+        routing: Routing = router(RoutingContext(hidden, prompt, image, call.task_ids, self.available))
+        return routing
+
+    def _held_for(self, cache: Any) -> dict[str, Routing] | None:
+        if cache is None or int(cache.get_seq_length()) == 0:
+            return None
+        if cache not in self._held:
+            raise ValueError(
+                "past_key_values holds tokens that this mixture did not process, so their routing is unknown; start "
+                "from an empty cache or pass one that this mixture returned"
+            )
+        return self._held[cache]
+
+
+def block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the hidden states that a block was called with, (B, T, D)."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    assert isinstance(hidden, Tensor), "transformers' blocks take their hidden states first"
+    return hidden
+
+
+def routers_of(modules: nn.ModuleList) -> list[Router]:
+    """Return a module list's routers with their type."""
+    return [module for module in modules if isinstance(module, Router)]
+
+
+def _embeddings(call: Call, patches: Tensor) -> Tensor:
+    """Join each row's text features with its pooled patch embeddings, (B, 1, D)."""
+    text, images = call.text_features, RoutingContext(hidden=patches).pooled()
+    if text is None or not call.images_match:
+        raise ValueError(
+            "a router over the whole model with sites before the language tower needs input_ids and one image a row; "
+            'place adapters in the language tower only, or use per="layer"'
+        )
+    return torch.cat([text, images], dim=-1).unsqueeze(1)
+
+
+def _no_patches(call: Call, width: int) -> Tensor:
+    """Stand-in of `_embeddings` for a call without images."""
+    assert call.text_features is not None, "text features are pooled when the call starts"
+    missing = call.text_features.new_zeros(call.num_rows, width - call.text_features.shape[-1])
+    return torch.cat([call.text_features, missing], dim=-1).unsqueeze(1)
+
+
+def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tensor) -> None:
+    """Refuse a routing whose rows or tokens are not those of the site's input."""
+    rows, tokens = routing.weights.shape[:2]
+    if rows == 1 and tokens == 1:
+        return
+    if site.tower != "language" and rows > 1 and call.image is not None and not call.images_match:
+        raise ValueError(
+            f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
+            "one image, or place experts in the language tower only"
+        )
+    if x.ndim != 3 or rows not in (1, len(x)) or tokens not in (1, x.shape[1]):
+        raise ValueError(
+            f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "
+            f"{tokens} tokens; use constant weights there or place experts elsewhere"
+        )
