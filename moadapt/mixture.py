@@ -288,7 +288,8 @@ class Mixture(nn.Module):
         self._uninstall()
         for name, parameter in self.base.named_parameters():
             parameter.requires_grad_(self._required_grad[name])
-        return self.base.train(self._was_training)
+        self.base.train(self._was_training)
+        return self.base
 
     @contextmanager
     def bare_base(self) -> Iterator[PreTrainedModel]:

@@ -129,7 +129,7 @@ def _without(whole: Delta, shared: Delta) -> Delta:
 
 def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
     """Add deltas to a module's weight and bias, in float32, rounded once."""
-    module = plain.get_submodule(path)
+    module: Any = plain.get_submodule(path)
     weight = module.weight
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise ValueError(

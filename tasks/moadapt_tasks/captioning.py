@@ -16,7 +16,8 @@ from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD
 from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
 from moadapt_tasks.pictures import Pictures
-from moadapt_tasks.reading import Identifier, Record, Table, collect, read_json, read_table
+from moadapt_tasks.reading import Table, read_json, read_table
+from moadapt_tasks.records import Identifier, Record, collect
 
 
 @TASKS.register("captioning")

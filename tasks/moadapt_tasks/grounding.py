@@ -20,7 +20,8 @@ from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
 from moadapt_tasks.metrics import GroundingAccuracy
 from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
 from moadapt_tasks.pictures import Pictures
-from moadapt_tasks.reading import Record, Table, collect, index, read_json, read_table
+from moadapt_tasks.reading import Table, index, read_json, read_table
+from moadapt_tasks.records import Record, collect
 
 _ROUNDING = 0.5
 """How far a box may reach out of its picture, in pixels; it is cut back."""

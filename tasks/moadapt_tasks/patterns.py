@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Formatter
 
 from moadapt.task import SPLITS
-from moadapt_tasks.reading import Identifier, Record
+from moadapt_tasks.records import Identifier, Record
 
 
 def own_words() -> dict[str, str]:

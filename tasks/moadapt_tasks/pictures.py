@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from moadapt_tasks.reading import Record
+from moadapt_tasks.records import Record
 
 _END_OF_JPEG = b"\xff\xd9"
 _TAIL = 4096

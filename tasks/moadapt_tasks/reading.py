@@ -1,99 +1,14 @@
-"""Strict reading of JSON: every complaint names the file and the entry.
-
-A file that cannot be read at all is a `ValueError`. What is wrong with one entry is a `Defect`, which carries the
-`BadExample` that `collect` gathers, so that one pass over a file finds all its defects.
-"""
+"""Strict reading of JSON files into tables; what cannot be read at all is a `ValueError` that names the file."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr  # file contents in messages may be long
-from typing import Any, TypeVar
+from typing import Any
 
 from moadapt.task import BadExample
-
-Identifier = int | str
-Item = TypeVar("Item")
-Made = TypeVar("Made")
-_HUGE = 1e12
-
-
-class Defect(Exception):
-    """One entry cannot be used.
-
-    Args:
-        bad: File, entry and reason.
-    """
-
-    def __init__(self, bad: BadExample) -> None:
-        super().__init__(str(bad))
-        self.bad = bad
-
-
-@dataclass(frozen=True)
-class Record:
-    """One JSON object and where it stands; its readers raise `Defect`.
-
-    Args:
-        file: The file that holds it.
-        entry: Its name in messages.
-        values: What it says.
-        within: The object that holds it, if one does.
-    """
-
-    file: Path
-    entry: str
-    values: dict[str, Any]
-    within: "Record | None" = None
-
-    def wrong(self, reason: str) -> Defect:
-        """Return the defect of this entry, to be raised."""
-        return Defect(BadExample(self.file, self.entry, reason))
-
-    def identifier(self, key: str) -> Identifier:
-        """Return an integer or a text that is not empty."""
-        found = self._get(key)
-        if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
-            raise self.wrong(f"its {key} is {repr(found)}; give an integer or a text")
-        return found
-
-    def text(self, key: str) -> str:
-        """Return a text without outer space; it may not be empty."""
-        found = self._get(key)
-        if not isinstance(found, str):
-            raise self.wrong(f"its {key} is {repr(found)}; give a text")
-        if not found.strip():
-            raise self.wrong(f"its {key} is empty; write it or leave the entry out")
-        return found.strip()
-
-    def numbers(self, key: str, count: int) -> list[float]:
-        """Return a list of so many finite numbers."""
-        found = self._get(key)
-        if not isinstance(found, list) or len(found) != count or not all(_is_number(number) for number in found):
-            raise self.wrong(f"its {key} is {repr(found)}; give a list of {count} finite numbers")
-        return [float(number) for number in found]
-
-    def records(self, key: str, identity: str | None = None) -> "list[Record]":
-        """Return a list of objects that is not empty.
-
-        Args:
-            key: Where the list stands.
-            identity: The objects' identifier, which names them in messages; without it their position does.
-        """
-        found = self._get(key)
-        if not isinstance(found, list) or not found:
-            raise self.wrong(f"its {key} is {repr(found)}; give a list with at least one object")
-        return [_record(self.file, self, key, i, values, identity) for i, values in enumerate(found)]
-
-    def __contains__(self, key: str) -> bool:
-        """Tell whether it says something under a key."""
-        return self.values.get(key) is not None
-
-    def _get(self, key: str) -> Any:
-        if key not in self.values:
-            raise self.wrong(f"it has no {key!r}; it has: {', '.join(sorted(self.values)) or 'nothing'}")
-        return self.values[key]
+from moadapt_tasks.records import Identifier, Record, collect, make_record
 
 
 @dataclass(frozen=True)
@@ -178,7 +93,7 @@ def read_table(file: Path, document: Any, identity: str, under: str | None = Non
         ValueError: There is no list, or it is empty.
     """
     entries = enumerate(read_list(file, document, under))
-    records, bad = collect(entries, lambda entry: _record(file, None, under or "entry", *entry, identity))
+    records, bad = collect(entries, lambda entry: make_record(file, None, under or "entry", *entry, identity))
     table = index(file, records, identity)
     return Table(file, table.rows, bad + table.bad)
 
@@ -196,42 +111,5 @@ def index(file: Path, records: Iterable[Record], identity: str) -> Table:
     return Table(file, rows, collect(records, add)[1])
 
 
-def collect(
-    items: Iterable[Item], make: Callable[[Item], Made], limit: int | None = None
-) -> tuple[list[Made], list[BadExample]]:
-    """Make something of each item, and gather the defects on the way, each once.
-
-    Args:
-        items: What to make it of.
-        make: Makes one, or raises `Defect`.
-        limit: Stop after so many were made.
-    """
-    made: list[Made] = []
-    bad: dict[BadExample, None] = {}
-    for item in items:
-        if len(made) == limit:
-            break
-        try:
-            made.append(make(item))
-        except Defect as defect:
-            bad[defect.bad] = None
-    return made, list(bad)
-
-
-def _record(file: Path, within: Record | None, key: str, position: int, values: Any, identity: str | None) -> Record:
-    named = isinstance(values, dict) and identity is not None and identity in values
-    label = f"{key} id" if identity == "id" else identity
-    entry = f"{label} {repr(values[identity])}" if named else f"{key}[{position}]"
-    if within is not None:
-        entry = f"{within.entry}, {entry}"
-    if not isinstance(values, dict):
-        raise Defect(BadExample(file, entry, f"it is {repr(values)}; give a JSON object"))
-    return Record(file, entry, values, within)
-
-
 def _as_integer(text: str) -> Identifier:
     return int(text) if text.isdecimal() and len(text) < 20 else text
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE  # so neither nan

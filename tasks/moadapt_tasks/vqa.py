@@ -19,7 +19,8 @@ from moadapt_tasks.metrics import VQAAccuracy
 from moadapt_tasks.metrics.vqa_answers import normalise_answer, strip_answer
 from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
 from moadapt_tasks.pictures import Pictures
-from moadapt_tasks.reading import Record, Table, collect, read_json, read_table
+from moadapt_tasks.reading import Table, read_json, read_table
+from moadapt_tasks.records import Record, collect
 
 
 @TASKS.register("vqa")

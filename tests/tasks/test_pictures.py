@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from moadapt_tasks.pictures import Pictures
-from moadapt_tasks.reading import Defect, Record
+from moadapt_tasks.records import Defect, Record
 from tests.tasks.spoiled_folder import SIZE, Folder
 
 ENTRY = Record(Path("some.json"), "id 1", {})

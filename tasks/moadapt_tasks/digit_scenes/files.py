@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from moadapt_tasks.digit_scenes.answers import ten_answers
 from moadapt_tasks.digit_scenes.captions import captions
 from moadapt_tasks.digit_scenes.expressions import refer
-from moadapt_tasks.digit_scenes.questions import NUMBERS, Question, ask
+from moadapt_tasks.digit_scenes.questions import Question, ask
 from moadapt_tasks.digit_scenes.scenes import SIZE, Scene, SceneObject, draw_scene
 
 Entry = dict[str, Any]
@@ -29,9 +30,6 @@ _VERSION = 1
 """To be raised whenever the same settings would give other files."""
 _FIRST_SEED = 1000
 """Seeds below belong to pre-training."""
-_ANSWERS = 10
-_OTHERWISE = 3
-"""How many of the ten people spell their answer in another way."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,6 @@ def _fill(folder: Path, settings: SplitSettings) -> None:
 def file_name(image_id: int) -> str:
     """Return the name of a scene's picture."""
     return f"{image_id:06d}.png"
-
-
-def ten_answers(answer: str, rng: Rng) -> list[str]:
-    """Return what ten people say: most of them the answer, some another spelling that counts as the same.
-
-    Args:
-        answer: The right answer.
-        rng: Chooses spellings and people.
-    """
-    words = " ".join(NUMBERS[int(word)] if word.isdecimal() else word for word in answer.split())
-    spellings = [words, words.capitalize(), f"{answer}.", *([f"a {answer}"] if " " in answer else [])]
-    others = [str(other) for other in rng.choice([other for other in spellings if other != answer], size=_OTHERWISE)]
-    answers = [answer] * (_ANSWERS - _OTHERWISE) + others
-    return [answers[i] for i in rng.permutation(_ANSWERS)]
 
 
 def _questions(scenes: Sequence[Scene], settings: SplitSettings) -> tuple[list[Entry], list[Entry]]:

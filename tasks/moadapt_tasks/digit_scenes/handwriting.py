@@ -41,11 +41,11 @@ class Handwriting:
             Ink between 0 and 1, (height, width), both at most `size`.
         """
         scan = self.scans[rng.choice(np.flatnonzero(self.digits == digit))]
-        width = int(round(size * rng.uniform(0.8, 1.0)))
+        width = round(size * rng.uniform(0.8, 1.0))
         picture = Image.fromarray((scan * 255).astype(np.uint8))
         picture = picture.resize((width, size), Image.Resampling.BICUBIC)
         picture = picture.rotate(rng.uniform(-10, 10), Image.Resampling.BILINEAR)
-        return crop(np.asarray(picture, dtype=np.float32) / 255)
+        return crop(np.asarray(picture, dtype=np.float32) / np.float32(255))
 
 
 def crop(ink: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,8 +1,9 @@
 """Listing what is where: the only thing the digit-scene base ever learns.
 
 A prompt names the fields of an item, their order and the order of the items (`list color digit box left to right`);
-the answer lists the scene that way. Other forms group the same facts by colour, by digit or by corner, and one row in
-twelve only repeats words of its prompt. No prompt asks a question, wants a caption or refers to one object.
+the answer lists the whole scene that way. A listing may start at an object that the prompt names and go round from
+there; other forms group the same facts by colour, by digit or by corner, all of them or those that the prompt lists, and
+some rows only repeat words of their prompt. No prompt asks a question, wants a caption or wants one object alone.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,8 @@ _ORDERS: dict[str, Callable[[SceneObject], float]] = {
     "right to left": lambda thing: -thing.center[0],
     "top to bottom": lambda thing: thing.center[1],
     "bottom to top": lambda thing: -thing.center[1],
+    "small to large": lambda thing: _area(thing),
+    "large to small": lambda thing: -_area(thing),
 }
 _CODEC = IntegerBoxes()
 _FIELDS: dict[str, Callable[[SceneObject], str]] = {
@@ -42,8 +45,8 @@ def list_scene(scene: Scene, rng: Rng) -> Text:
     Returns:
         The prompt and the listing.
     """
-    forms = (_items, _items_in_any_order, _by_color, _by_digit, _by_corner, _in_words, _words)
-    return forms[rng.choice(len(forms), p=[0.36, 0.20, 0.10, 0.07, 0.07, 0.12, 0.08])](scene, rng)
+    forms = list(_FORMS)
+    return forms[rng.choice(len(forms), p=list(_FORMS.values()))](scene, rng)
 
 
 def plain_listing(scene: Scene) -> str:
@@ -84,6 +87,47 @@ def _items_in_any_order(scene: Scene, rng: Rng) -> Text:
     return f"list {' '.join(fields)} in any order", _write(objects, fields)
 
 
+def _items_from(scene: Scene, rng: Rng) -> Text:
+    """Start at an object that the prompt names, by whatever is its own alone, and go round."""
+    fields, order = _some_fields(rng), str(rng.choice(list(_ORDERS)))
+    things = sorted(scene.objects, key=_ORDERS[order])
+    start = int(rng.integers(len(things)))
+    name = str(rng.choice(_names(things[start], scene)))
+    return f"list {' '.join(fields)} from {name} {order}", _write(things[start:] + things[:start], fields)
+
+
+def _names(thing: SceneObject, scene: Scene) -> list[str]:
+    names = [f"the {thing.name}"]
+    if sum(other.color == thing.color for other in scene.objects) == 1:
+        names += [f"the {thing.color} digit", thing.color]
+    if sum(other.digit == thing.digit for other in scene.objects) == 1:
+        names += [f"the {thing.digit}"]
+    return names
+
+
+def _by_listed_colors(scene: Scene, rng: Rng) -> Text:
+    colors = [str(color) for color in rng.permutation([*COLORS])[: rng.integers(2, 5)]]
+    rows = [(color, [str(t.digit) for t in scene.objects if t.color == color]) for color in colors]
+    return _listed("color", rows, rng)
+
+
+def _by_listed_digits(scene: Scene, rng: Rng) -> Text:
+    shown = [thing.digit for thing in scene.objects]
+    digits = list(dict.fromkeys(int(d) for d in rng.permutation([*shown, *rng.integers(10, size=2)])))[:4]
+    return _listed("digit", [(str(d), [t.color for t in scene.objects if t.digit == d]) for d in digits], rng)
+
+
+def _listed(key: str, rows: list[tuple[str, list[str]]], rng: Rng) -> Text:
+    """Answer for the keys that the prompt lists: with them, without them, or with how many each has."""
+    prompt = f"list by {key} {' '.join(name for name, _ in rows)}"
+    form = rng.integers(3)
+    if form == 0:
+        return prompt, _table(rows)
+    if form == 1:
+        return f"{prompt} short", "; ".join(", ".join(found) if found else "none" for _, found in rows)
+    return f"{prompt} with number", _table([(f"{name} {len(found)}", found) for name, found in rows])
+
+
 def _by_color(scene: Scene, rng: Rng) -> Text:
     rows = [(color, [str(t.digit) for t in scene.objects if t.color == color]) for color in rng.permutation([*COLORS])]
     return "list by color", _table(rows)
@@ -114,6 +158,11 @@ def _words(scene: Scene, rng: Rng) -> Text:
     return f"list words {words}", words
 
 
+def _area(thing: SceneObject) -> float:
+    left, top, right, bottom = thing.box
+    return (right - left) * (bottom - top)
+
+
 def _table(rows: list[tuple[str, list[str]]]) -> str:
     return "; ".join(f"{key}: {', '.join(found) if found else 'none'}" for key, found in rows)
 
@@ -121,3 +170,17 @@ def _table(rows: list[tuple[str, list[str]]]) -> str:
 def _corner(thing: SceneObject) -> str:
     horizontal, vertical = thing.center
     return f"{'top' if vertical < SIZE / 2 else 'bottom'} {'left' if horizontal < SIZE / 2 else 'right'}"
+
+
+_FORMS: dict[Callable[[Scene, Rng], Text], float] = {
+    _items: 0.26,
+    _items_in_any_order: 0.10,
+    _items_from: 0.26,
+    _by_listed_colors: 0.11,
+    _by_listed_digits: 0.07,
+    _by_color: 0.04,
+    _by_digit: 0.03,
+    _by_corner: 0.04,
+    _in_words: 0.05,
+    _words: 0.04,
+}

@@ -129,7 +129,7 @@ class ListingModule(lightning.LightningModule):
     def __init__(self, model: LlavaForConditionalGeneration, settings: PretrainSettings) -> None:
         super().__init__()
         self.model, self.settings = model, settings
-        width = model.config.vision_config.hidden_size
+        width = model.get_encoder("image").config.hidden_size
         self.heads = nn.ModuleDict(
             {"digit": nn.Linear(width, 11), "color": nn.Linear(width, len(COLORS) + 1), "box": nn.Linear(width, 4)}
         )
@@ -165,7 +165,8 @@ class ListingModule(lightning.LightningModule):
         loss = functional.cross_entropy(self.heads["digit"](features).flatten(0, 1), digit.flatten())
         loss = loss + functional.cross_entropy(self.heads["color"](features).flatten(0, 1), color.flatten())
         apart = (self.heads["box"](features)[full] - targets[..., 2:][full]).abs().mean()
-        return loss + 5 * apart
+        total: Tensor = loss + 5 * apart
+        return total
 
     def configure_optimizers(self) -> Any:
         """AdamW; each phase has its own warm-up and cosine."""

@@ -1,0 +1,75 @@
+"""How long a training step takes, over forward and backward of the frozen base to its input embeddings.
+
+All are run in turn on the same batch; each ratio is the median over rounds of paired times.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from moadapt.bases import load_base
+from moadapt.training.batch import Batch
+from moadapt.training.loss import answer_logits, row_losses
+from moadapt.training.module import TaskModule
+
+_ROUNDS = 7
+
+
+def step_ratios(modules: Mapping[str, TaskModule], batch: Batch) -> dict[str, float]:
+    """Time every module's training step beside the frozen base's.
+
+    Args:
+        modules: Trained modules, by name.
+        batch: Rows of one step.
+    """
+    steps = {name: _training_step(module, batch) for name, module in modules.items()}
+    base_step = _base_step(next(iter(modules.values())), batch)
+    ratios: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(_ROUNDS + 1):
+        base = _seconds(base_step)
+        for name, step in steps.items():
+            seconds = _seconds(step)
+            if round_:  # the first round warms up
+                ratios[name].append(seconds / base)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def _training_step(module: TaskModule, batch: Batch) -> Callable[[], None]:
+    parameters = list(module.roles())
+    kept = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+    assert module.model is not None, "the module was trained"
+    module.model.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses, counts = row_losses(answer_logits(module.model, batch, True, **module.options(batch)), batch)
+        torch.autograd.backward(losses.sum() / counts.sum())
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
+
+    return step
+
+
+def _base_step(module: TaskModule, batch: Batch) -> Callable[[], None]:
+    base, _ = load_base(module.base, dtype=module.dtype_name, attn_implementation=module.attn_implementation)
+    base.requires_grad_(False)
+    embeddings: nn.Module = base.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, args, output: output.requires_grad_(True))
+
+    def step() -> None:
+        losses, counts = row_losses(answer_logits(base, batch, True), batch)
+        torch.autograd.backward(losses.sum() / counts.sum())
+
+    return step
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start

@@ -1,0 +1,107 @@
+"""Training one run of the demonstration: resumable, and reused where it is finished."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from moadapt.training import KeepLast, MixedTasks
+from moadapt.training.keep_last import LAST
+from moadapt.training.module import TaskModule
+
+_DONE = "done.json"
+
+
+class LossRecord(Callback):
+    """Keeps the losses of every step and the seconds spent, also through an interruption."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[tuple[int, float]]] = {"all": []}
+        self.seconds = 0.0
+        self._since = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note what the module logged."""
+        for name, value in trainer.callback_metrics.items():
+            if name == "loss" or name.startswith("loss/"):
+                self.losses.setdefault(name.removeprefix("loss/").replace("loss", "all"), []).append(
+                    (trainer.global_step, float(value))
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return losses and seconds."""
+        return {"losses": self.losses, "seconds": self.spent()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.losses, self.seconds = state_dict["losses"], state_dict["seconds"]
+
+    def spent(self) -> float:
+        """Seconds of training, over all sittings."""
+        return self.seconds + time.monotonic() - self._since
+
+
+def train_run(
+    name: str, module: TaskModule, data: MixedTasks, key: dict[str, Any], steps: int, folder: Path
+) -> dict[str, Any]:
+    """Train a run, or load it where it was trained with the same settings.
+
+    Args:
+        name: What to call it on the screen.
+        module: What to train; holds the trained weights afterwards.
+        data: The rows.
+        key: Settings that the result depends on.
+        steps: How many steps.
+        folder: Checkpoints and logs.
+
+    Returns:
+        `losses` by task and in all, and `seconds`.
+    """
+    done = folder / _DONE
+    if done.is_file() and json.loads(done.read_text()).get("key") == key:
+        module.configure_model()
+        module.load_state_dict(torch.load(folder / LAST, weights_only=True)["state_dict"])
+        found: dict[str, Any] = json.loads(done.read_text())
+        return found
+    started = folder / "key.json"
+    resumes = started.is_file() and json.loads(started.read_text()) == key and (folder / LAST).is_file()
+    write_json(started, key)
+    record = LossRecord()
+    lightning.seed_everything(key["seed"], verbose=False)
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        callbacks=[KeepLast(folder, every_n_steps=50), record, RichProgressBar(leave=True)],
+        logger=TensorBoardLogger(folder.parent / "tensorboard", name=name, version=""),
+        log_every_n_steps=10,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=folder / LAST if resumes else None, weights_only=True)
+    result = {"key": key, "losses": record.losses, "seconds": record.spent()}
+    write_json(done, result)
+    return result
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON to a temporary name and rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}")
+    fresh.write_text(json.dumps(value, indent=1))
+    os.replace(fresh, file)

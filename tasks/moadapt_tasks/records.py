@@ -1,0 +1,148 @@
+"""JSON objects that know where they stand, read strictly.
+
+What is wrong with one is a `Defect`, which carries the `BadExample` that `collect` gathers, so that one pass over a
+file finds all its defects.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr  # file contents in messages may be long
+from typing import Any, TypeVar
+
+from moadapt.task import BadExample
+
+Identifier = int | str
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+_HUGE = 1e12
+"""Above every number that belongs in such a file; what is below is neither infinite nor nan."""
+
+
+class Defect(Exception):
+    """One entry cannot be used.
+
+    Args:
+        bad: File, entry and reason.
+    """
+
+    def __init__(self, bad: BadExample) -> None:
+        super().__init__(str(bad))
+        self.bad = bad
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON object and where it stands; its readers raise `Defect`.
+
+    Args:
+        file: The file that holds it.
+        entry: Its name in messages.
+        values: What it says.
+        within: The object that holds it, if one does.
+    """
+
+    file: Path
+    entry: str
+    values: dict[str, Any]
+    within: "Record | None" = None
+
+    def wrong(self, reason: str) -> Defect:
+        """Return the defect of this entry, to be raised."""
+        return Defect(BadExample(self.file, self.entry, reason))
+
+    def identifier(self, key: str) -> Identifier:
+        """Return an integer or a text that is not empty."""
+        found = self._get(key)
+        if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
+            raise self.wrong(f"its {key} is {repr(found)}; give an integer or a text")
+        return found
+
+    def text(self, key: str) -> str:
+        """Return a text without outer space; it may not be empty."""
+        found = self._get(key)
+        if not isinstance(found, str):
+            raise self.wrong(f"its {key} is {repr(found)}; give a text")
+        if not found.strip():
+            raise self.wrong(f"its {key} is empty; write it or leave the entry out")
+        return found.strip()
+
+    def numbers(self, key: str, count: int) -> list[float]:
+        """Return a list of so many finite numbers."""
+        found = self._get(key)
+        if not isinstance(found, list) or len(found) != count or not all(_is_number(number) for number in found):
+            raise self.wrong(f"its {key} is {repr(found)}; give a list of {count} finite numbers")
+        return [float(number) for number in found]
+
+    def records(self, key: str, identity: str | None = None) -> "list[Record]":
+        """Return a list of objects that is not empty.
+
+        Args:
+            key: Where the list stands.
+            identity: The objects' identifier, which names them in messages; without it their position does.
+        """
+        found = self._get(key)
+        if not isinstance(found, list) or not found:
+            raise self.wrong(f"its {key} is {repr(found)}; give a list with at least one object")
+        return [make_record(self.file, self, key, i, values, identity) for i, values in enumerate(found)]
+
+    def __contains__(self, key: str) -> bool:
+        """Tell whether it says something under a key."""
+        return self.values.get(key) is not None
+
+    def _get(self, key: str) -> Any:
+        if key not in self.values:
+            raise self.wrong(f"it has no {key!r}; it has: {', '.join(sorted(self.values)) or 'nothing'}")
+        return self.values[key]
+
+
+def collect(
+    items: Iterable[Item], make: Callable[[Item], Made], limit: int | None = None
+) -> tuple[list[Made], list[BadExample]]:
+    """Make something of each item, and gather the defects on the way, each once.
+
+    Args:
+        items: What to make it of.
+        make: Makes one, or raises `Defect`.
+        limit: Stop after so many were made.
+    """
+    made: list[Made] = []
+    bad: dict[BadExample, None] = {}
+    for item in items:
+        if len(made) == limit:
+            break
+        try:
+            made.append(make(item))
+        except Defect as defect:
+            bad[defect.bad] = None
+    return made, list(bad)
+
+
+def make_record(
+    file: Path, within: Record | None, key: str, position: int, values: Any, identity: str | None
+) -> Record:
+    """Make a record of an item of a list.
+
+    Args:
+        file: The file that holds it.
+        within: The object that holds the list, if one does.
+        key: What the list is called.
+        position: Its place in the list, from 0.
+        values: The item.
+        identity: The objects' identifier, which names them in messages; without it their place does.
+
+    Raises:
+        Defect: The item is no JSON object.
+    """
+    named = isinstance(values, dict) and identity is not None and identity in values
+    label = f"{key} id" if identity == "id" else identity
+    entry = f"{label} {repr(values[identity])}" if named else f"{key}[{position}]"
+    if within is not None:
+        entry = f"{within.entry}, {entry}"
+    if not isinstance(values, dict):
+        raise Defect(BadExample(file, entry, f"it is {repr(values)}; give a JSON object"))
+    return Record(file, entry, values, within)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
