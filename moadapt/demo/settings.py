@@ -16,6 +16,7 @@ from moadapt.specs import bind
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
 from moadapt.training.module import TaskModule
 
+_SCENES = {"root": "data/digit_scenes_demo", "train": 3000, "validation": 50, "test": 150}
 SINGLE, PER_TASK, MIXTURE = "single_lora", "lora_per_task", "mixture"
 
 
@@ -39,14 +40,14 @@ class DemoSettings:
 
     base: str = "digit_scenes"
     data: str = "digit_scenes"
-    data_options: Mapping[str, Any] = field(default_factory=lambda: {"train": 3000, "validation": 50, "test": 150})
+    data_options: Mapping[str, Any] = field(default_factory=lambda: dict(_SCENES))
     seed: int = 0
-    steps: int = 200
+    steps: int = 300
     batch_size: int = 32
     rank: int = 8
     shared_rank: int = 4
     router: str = "softmax"
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     router_learning_rate: float = 5e-3
 
     def key(self) -> dict[str, Any]:

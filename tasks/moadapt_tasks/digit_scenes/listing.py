@@ -1,9 +1,9 @@
 """Listing what is where: the only thing the digit-scene base ever learns.
 
-A prompt names the fields of an item, their order and the order of the items (`list color digit box left to right`);
-the answer lists the whole scene that way. A listing may start at an object that the prompt names and go round from
-there; other forms group the same facts by colour, by digit or by corner, all of them or those that the prompt lists, and
-some rows only repeat words of their prompt. No prompt asks a question, wants a caption or wants one object alone.
+A prompt names the fields of an item, their order and the order of the items (`list color digit box left to right`); the
+answer lists the whole scene that way. A listing may start at an object that the prompt names and go round from there;
+other forms group the same facts by colour, by digit or by corner, all of them or those that the prompt lists, and some
+rows only repeat words of their prompt. No prompt asks a question, wants a caption or wants one object alone.
 """
 
 from collections.abc import Callable
