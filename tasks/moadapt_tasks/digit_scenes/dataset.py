@@ -65,5 +65,6 @@ class DigitScenes(Dataset):
                 refs=f"{folder}/refs.json",
                 instances=f"{folder}/instances.json",
                 images=folder + "/images/{file_name}",
+                answer="{expression} {box}",
             ),
         }

@@ -1,0 +1,90 @@
+"""What the command line adds to a training: a bar, a line of scores, the saved mixture, a file of predictions."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
+from rich.console import Console
+
+from moadapt.training import MixtureModule
+
+
+def progress_bars() -> list[Callback]:
+    """Return a progress bar where somebody can see it."""
+    return [RichProgressBar(leave=True)] if sys.stderr.isatty() and sys.stdout.isatty() else []
+
+
+class ShowScores(Callback):
+    """Prints one line of scores after each validation."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print it."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            found = {n: float(v) for n, v in trainer.callback_metrics.items() if n == "score" or "/" in n}
+            scores = [f"{name} {value:.4f}" for name, value in found.items() if not name.startswith("loss/")]
+            Console().print(f"step {trainer.global_step}: {', '.join(scores)}", highlight=False)
+
+
+class SaveMixture(Callback):
+    """Saves the trained mixture when training ends.
+
+    Args:
+        folder: Made or replaced as a whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it, on the first process."""
+        if trainer.is_global_zero and isinstance(pl_module, MixtureModule):
+            pl_module.mixture.save(self.folder)
+            Console().print(f"The mixture is in {self.folder}", highlight=False)
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes one JSON object a row; each of several processes writes a file of its own.
+
+    Args:
+        folder: Where `predictions.jsonl` goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("batch")
+        self.folder = folder
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start an empty file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fresh(trainer).write_text("")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Add the rows of a batch."""
+        with self._fresh(trainer).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in prediction)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the whole file its name."""
+        self._fresh(trainer).replace(self._file(trainer))
+        Console().print(f"The predictions are in {self._file(trainer)}", highlight=False)
+
+    def _file(self, trainer: Trainer) -> Path:
+        own = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+        return self.folder / f"predictions{own}.jsonl"
+
+    def _fresh(self, trainer: Trainer) -> Path:
+        file = self._file(trainer)
+        return file.with_name(f".{file.name}")

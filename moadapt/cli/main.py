@@ -1,0 +1,93 @@
+"""The `moadapt` command: a table of names and functions.
+
+Each function stands in a file of its own and is imported when it is called, so that `moadapt --help` is quick.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+# Name: (module, function, what it does). A function's typed signature and docstring make its options and help.
+COMMANDS = {
+    "demo": ("moadapt.cli.demo", "demo", "show the whole job on digit scenes, offline"),
+    "list": ("moadapt.cli.listing", "list_parts", "list routers, families, tasks, merges, bases, data sets"),
+    "pretrain": ("moadapt.cli.pretrain", "pretrain", "make a shipped base again"),
+}
+# These are Lightning's and take `-c file.yaml`.
+TRAINING = {
+    "fit": "train a mixture",
+    "validate": "score it on the validation split",
+    "test": "score it on the test split",
+    "predict": "write its answers to the test split",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: As typed, without the program's name; by default the process's own.
+
+    Returns:
+        The exit status: 0, 2 where the user gave something wrong, or 128 and the number of the signal that stopped it.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if given[0] == "--version":
+        from moadapt import __version__
+
+        print(__version__)
+        return 0
+    try:
+        return _run(given[0], given[1:])
+    except ValueError as error:
+        print(f"moadapt {given[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    every = {**TRAINING, **{name: about for name, (_, _, about) in COMMANDS.items()}}
+    lines = [f"  {name:<10} {about}" for name, about in every.items()]
+    return "\n".join(["usage: moadapt COMMAND [options]; moadapt COMMAND --help shows them", "", *lines])
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS and command not in TRAINING:
+        raise ValueError(f"there is no such command\n{usage()}")
+    from moadapt.cli.quiet import quiet
+    from moadapt.training.keep_last import Stopped
+
+    quiet()
+    try:
+        if command in TRAINING:
+            from moadapt.cli.trainer import Interface
+
+            Interface([command, *arguments])
+        else:
+            _call(command, arguments)
+    except Stopped as stop:
+        print(f"\n{stop}; the same command goes on from there", file=sys.stderr)
+        return 128 + stop.number
+    return 0
+
+
+def _call(command: str, arguments: list[str]) -> Any:
+    """Let jsonargparse make the options of a function, and call it."""
+    from jsonargparse import auto_cli
+
+    module, function, _ = COMMANDS[command]
+    try:
+        part = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(f"{command} is not part of this installation") from error
+    first = next(iter(inspect.signature(part).parameters.values()), None)
+    if arguments and not arguments[0].startswith("-") and first is not None and first.default is not first.empty:
+        arguments = [f"--{first.name}", *arguments]  # only needed parameters stand without their name
+    return auto_cli(part, args=arguments, prog=f"moadapt {command}")

@@ -1,0 +1,115 @@
+"""Short names in configurations: `class_path: top_k` becomes the class's dotted path before anything is parsed.
+
+A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, and the entries of `experts` and
+`tasks`. Its settings are checked here too, since the class tells best what it accepts.
+"""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from moadapt.registry import DATASETS, FAMILIES, ROUTERS, TASKS, Registry
+
+_PARTS = {"router": ROUTERS, "shared": FAMILIES, "dataset": DATASETS}
+_MAPS = {"experts": FAMILIES, "tasks": TASKS}
+
+
+def resolve(config: Any) -> Any:
+    """Return a configuration with dotted paths in the place of short names.
+
+    Args:
+        config: What a YAML file holds, or a part of it.
+
+    Raises:
+        ValueError: A name or a setting of a part is unknown; the accepted ones are listed.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    resolved = {}
+    for key, value in config.items():
+        if key in _PARTS and isinstance(value, str | Mapping):
+            resolved[key] = _part(str(key), value, _PARTS[key])
+        elif key in _MAPS and isinstance(value, Mapping):
+            resolved[key] = {name: _part(f"{key}.{name}", part, _MAPS[key]) for name, part in value.items()}
+        else:
+            resolved[key] = resolve(value)
+    return resolved
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments with dotted paths in the place of short names.
+
+    Args:
+        arguments: Such as `--model.router top_k` or `--model.experts.vqa=lora`.
+
+    Raises:
+        ValueError: A name is unknown; the near ones are listed.
+    """
+    resolved: list[str] = []
+    registry: Registry | None = None
+    for argument in arguments:
+        option, separator, value = argument.partition("=")
+        here = _registry_of(option) if option.startswith("--") else None
+        if here is not None and separator:
+            resolved.append(f"{option}={_path_in_text(value, here)}")
+        else:
+            resolved.append(argument if registry is None else _path_in_text(argument, registry))
+        registry = here if not separator else None
+    return resolved
+
+
+def check_keys(section: str, given: Iterable[str], part: Callable[..., Any], without: Sequence[str] = ()) -> None:
+    """Refuse keys that a class does not take.
+
+    Args:
+        section: Where they stand, for the message.
+        given: The keys.
+        part: The class.
+        without: Settings that are not for the user to give here.
+
+    Raises:
+        ValueError: A key is unknown; near and accepted ones are listed.
+    """
+    accepted = [name for name in inspect.signature(part).parameters if name not in ("self", *without)]
+    for key in given:
+        if key.split(".")[0] not in accepted:
+            near = difflib.get_close_matches(key, accepted, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{section} has no setting {key!r}; {hint}It accepts {', '.join(accepted)}")
+
+
+def _part(section: str, value: Any, registry: Registry) -> Any:
+    if isinstance(value, str):
+        return _path(value, registry) if value not in ("", "null") else value
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return value
+    settings = value.get("init_args") or {}
+    extra = sorted(set(value) - {"class_path", "init_args", "dict_kwargs"})
+    if extra:
+        raise ValueError(f"{section} has {', '.join(extra)} beside class_path; put settings under init_args")
+    check_keys(f"{section} ({value['class_path']})", settings, registry.get(value["class_path"]))
+    return {**value, "class_path": _path(value["class_path"], registry)}
+
+
+def _path(name: str, registry: Registry) -> str:
+    part = registry.get(name)
+    if ".py:" in name:  # make the class importable by the path returned
+        setattr(sys.modules.setdefault(part.__module__, ModuleType(part.__module__)), part.__qualname__, part)
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def _path_in_text(value: str, registry: Registry) -> str:
+    """Resolve a bare name; null and inline mappings are left to the parser."""
+    return value if value in ("", "null") or value.startswith(("{", "-")) else _path(value, registry)
+
+
+def _registry_of(option: str) -> Registry | None:
+    keys = option.removeprefix("--").split(".")
+    if keys[-1] == "class_path":
+        keys = keys[:-1]
+    if len(keys) > 1 and keys[-2] in _MAPS:
+        return _MAPS[keys[-2]]
+    return _PARTS.get(keys[-1])

@@ -1,0 +1,171 @@
+"""`moadapt fit`, `validate`, `test`, `predict`: Lightning's command line over the mixture module and the mixed tasks."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, set_loader
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from moadapt.cli.callbacks import SaveMixture, ShowScores, WritePredictions, progress_bars
+from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
+from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
+from moadapt.training.keep_last import LAST
+
+COMMANDS = ("fit", "validate", "test", "predict")
+_MODE = "short_names"
+_LINKED = {"model": ("seed",), "data": ("base", "seed")}
+
+
+class Interface(LightningCLI):
+    """Parses a configuration with short names, and runs one of Lightning's commands on it."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        set_loader(_MODE, load_config, (yaml.YAMLError,))
+        mode = {"parser_mode": _MODE}
+        super().__init__(
+            MixtureModule,
+            MixedTasks,
+            args=resolve_arguments(arguments),
+            parser_kwargs={**mode, **{command: dict(mode) for command in COMMANDS}},
+            trainer_defaults={"default_root_dir": "runs/fit", "gradient_clip_val": 1.0, "num_sanity_val_steps": 0},
+            seed_everything_default=0,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what every command takes besides trainer, model and data."""
+        parser.add_argument(
+            "--resume", type=bool, default=True, help="Go on from last.ckpt in trainer.default_root_dir."
+        )
+        parser.add_argument("--keep_every", type=int, default=200, help="Steps between two writes of last.ckpt.")
+        parser.link_arguments("model.base", "data.base")
+        for key in ("model.seed", "data.seed"):
+            parser.link_arguments("seed_everything", key, compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse what the command line was given."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add loggers, progress bar and callbacks where the user has not chosen any."""
+        given = self._get(self.config_init, "trainer")
+        root = Path(given["default_root_dir"])
+        chosen = given["callbacks"] or []
+        if given["logger"] is None:
+            kwargs["logger"] = [TensorBoardLogger(root, name="tensorboard", version=""), CSVLogger(root, name="csv")]
+        if given["enable_checkpointing"] is None:
+            kwargs["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in chosen)
+        bars = progress_bars() if given["enable_progress_bar"] is None else []
+        kwargs["enable_progress_bar"] = (
+            bool(bars) if given["enable_progress_bar"] is None else given["enable_progress_bar"]
+        )
+        kwargs["enable_model_summary"] = bool(given["enable_model_summary"])
+        kwargs["callbacks"] = [*chosen, *bars, *self._own_callbacks(root)]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Go on where the last run of this configuration stopped."""
+        given = self.config_init["fit"]
+        last = Path(self.trainer.default_root_dir) / LAST
+        if given["resume"] and given["ckpt_path"] is None and last.is_file():
+            self._refuse_other_settings(last)
+            given["ckpt_path"] = last
+        given["weights_only"] = True
+
+    def before_validate(self) -> None:
+        """Take the trained adapters."""
+        self._take_last()
+
+    def before_test(self) -> None:
+        """Take the trained adapters."""
+        self._take_last()
+
+    def before_predict(self) -> None:
+        """Take the trained adapters, and write rows to a file instead of keeping them."""
+        self._take_last()
+        self.config_init["predict"]["return_predictions"] = False
+
+    def _own_callbacks(self, root: Path) -> list[Callback]:
+        if self.subcommand == "fit":
+            keep = KeepLast(root, every_n_steps=self._get(self.config_init, "keep_every"))
+            return [ShowScores(), keep, SaveMixture(root / "mixture")]
+        return [WritePredictions(root)] if self.subcommand == "predict" else []
+
+    def _take_last(self) -> None:
+        assert self.subcommand is not None, "a command was given"
+        given = self.config_init[self.subcommand]
+        last = Path(self.trainer.default_root_dir) / LAST
+        if given["ckpt_path"] is None and not last.is_file():
+            raise ValueError(f"{last} does not exist; train first with `moadapt fit`, or give --ckpt_path")
+        given["ckpt_path"] = given["ckpt_path"] or last
+        given["weights_only"] = True
+
+    def _refuse_other_settings(self, last: Path) -> None:
+        """Refuse to go on with a run that was started with another model, data or seed."""
+        stored = last.with_name(_SaveConfig.file)
+        before = yaml.safe_load(stored.read_text()) if stored.is_file() else {}
+        self._dump_config()
+        now = yaml.safe_load(yaml.safe_dump(self.config_dump))
+        changed = [
+            f"{key} was {old!r} and is {new!r}"
+            for section in ("seed_everything", "model", "data")
+            for key, old, new in _differences(section, before.get(section), now.get(section))
+            if section in before and key != "data.num_workers"
+        ]
+        if changed:
+            raise ValueError(
+                f"{last} belongs to a run with other settings: {'; '.join(changed[:5])}. Give another "
+                "trainer.default_root_dir, or --resume false to start over there"
+            )
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes the whole configuration beside the checkpoint when training starts."""
+
+    file = "config.yaml"
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, to a temporary name first."""
+        if stage != "fit":
+            return
+        file = Path(trainer.default_root_dir) / self.file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="yaml")
+        fresh = file.with_name(f".{file.name}")
+        fresh.write_text(text)
+        fresh.replace(file)
+
+
+def load_config(text: str) -> Any:
+    """Read YAML, put dotted paths in the place of short names, and check the keys of its sections.
+
+    Args:
+        text: A file's content, or a value of the command line.
+
+    Raises:
+        ValueError: A name or a key is unknown; the accepted ones are listed.
+    """
+    config = yaml.safe_load(text)
+    if isinstance(config, dict):
+        for section, part in (("trainer", Trainer), ("model", MixtureModule), ("data", MixedTasks)):
+            if isinstance(config.get(section), dict):
+                check_keys(section, config[section], part, without=_LINKED.get(section, ()))
+        model = config.get("model")
+        if isinstance(model, dict) and isinstance(model.get("optimization"), dict):
+            check_keys("model.optimization", model["optimization"], Optimization)
+    return resolve(config)
+
+
+def _differences(key: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Return the leaves in which two configurations differ."""
+    if isinstance(old, dict | Namespace) and isinstance(new, dict | Namespace):
+        keys = dict.fromkeys([*old, *new])
+        return [found for k in keys for found in _differences(f"{key}.{k}", old.get(k), new.get(k))]
+    return [] if old == new else [(key, old, new)]

@@ -1,0 +1,133 @@
+"""Heat maps of the mean routing, and how much it differs between tasks."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
+
+from moadapt.reporting.chart import chart
+from moadapt.reporting.markup import Markup, element, fragment
+from moadapt.reporting.numerals import percent
+from moadapt.reporting.palette import ACCENT, GROUND, INK, ON_ACCENT
+from moadapt.reporting.paths import shortened
+from moadapt.reporting.section import figure, figures, nothing, section
+from moadapt.reporting.wording import task_title
+
+Weights = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
+"""(places, tasks, experts)."""
+
+_ROW, _LOWEST_ROW, _NUMBERED_ROW, _HIGHEST = 30, 3, 13, 620
+_DARKEST = 0.95
+
+
+def routing(table: Mapping[str, Any]) -> Markup:
+    """Return the section of the routing.
+
+    Args:
+        table: `experts`, `places`, `tasks` and `weights` as [place][task][expert].
+    """
+    experts, places, tasks = (list(map(str, table.get(key) or ())) for key in ("experts", "places", "tasks"))
+    if not (experts and places and tasks and table.get("weights")):
+        return section("routing", "Routing", nothing("The mixture's routing has not been recorded yet."))
+    weights = np.array(table["weights"], dtype=np.float64).reshape(len(places), len(tasks), len(experts))
+    note = (
+        "How much of each expert the routers give, as a share of one: the mean over test inputs of a task, at each "
+        "place where a router sits, first to last through the model. Nobody tells the routers the task."
+    )
+    panels = [
+        figure(_heat_map(f"routing-{index}", task, weights[:, index], experts, places), task_title(task))
+        for index, task in enumerate(tasks)
+    ]
+    return section(
+        "routing",
+        "Routing",
+        element("p", note),
+        element("p", *_sentences(weights, experts, places, tasks), class_="finding"),
+        figures(*panels),
+    )
+
+
+def moved(weights: Weights) -> dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    """Return for each pair of tasks how much of the weight changes hands between them, at each place.
+
+    That is half the sum of absolute differences, each routing scaled to sum to one: 0 where two tasks are routed alike,
+    1 where they share no expert.
+
+    Args:
+        weights: From 0, not all 0 for a place and task.
+    """
+    sums = weights.sum(axis=2, keepdims=True)
+    shares = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)
+    pairs = combinations(range(weights.shape[1]), 2)
+    return {(a, b): np.abs(shares[:, a] - shares[:, b]).sum(axis=1) / 2 for a, b in pairs}
+
+
+def _sentences(
+    weights: Weights, experts: Sequence[str], places: Sequence[str], tasks: Sequence[str]
+) -> list[Markup | str]:
+    parts: list[Markup | str] = []
+    changes = moved(weights)
+    if changes:
+        by_place = np.mean(list(changes.values()), axis=0)
+        (a, b), most = max(changes.items(), key=lambda item: float(item[1].mean()))
+        place = int(by_place.argmax())
+        parts += [
+            "From one task to another, on average ",
+            element("b", percent(float(by_place.mean()))),
+            " of the weight moves to other experts (0 % would be the same routing for all, 100 % no shared expert). ",
+            f"It is most between {tasks[a]} and {tasks[b]} ({percent(float(most.mean()))})",
+            f", and at {places[place]} ({percent(float(by_place[place]))}). " if len(places) > 1 else ". ",
+        ]
+    own = [weights[:, index, experts.index(task)].mean() for index, task in enumerate(tasks) if task in experts]
+    if own:
+        given = [
+            fragment(element("b", percent(float(share))), f" for {task}") for share, task in _named(own, tasks, experts)
+        ]
+        parts.append("The expert that bears a task's name gets, of inputs of that task, ")
+        parts += [fragment(", " if index else "", text) for index, text in enumerate(given)]
+        parts.append(f"; an even split would be {percent(1 / len(experts))}.")
+    return parts
+
+
+def _named(shares: Sequence[Any], tasks: Sequence[str], experts: Sequence[str]) -> list[tuple[float, str]]:
+    return list(zip(map(float, shares), [task for task in tasks if task in experts], strict=True))
+
+
+def _heat_map(
+    name: str, task: str, weights: np.ndarray[Any, Any], experts: Sequence[str], places: Sequence[str]
+) -> Markup:
+    row = max(_LOWEST_ROW, min(_ROW, _HIGHEST / len(places)))
+
+    def draw(axes: Axes) -> None:
+        for (place, expert), weight in np.ndenumerate(weights):
+            alpha = _DARKEST * float(np.clip(weight, 0, 1))
+            axes.add_patch(_cell(expert, place, alpha))
+            if row >= _NUMBERED_ROW:
+                colour = ON_ACCENT if alpha > 0.75 else INK
+                axes.text(expert, place, f"{weight:.2f}", color=colour.light, ha="center", va="center", size=10)
+        _frame(axes, experts, places, every=1 if row >= _NUMBERED_ROW else int(np.ceil(_NUMBERED_ROW / row)))
+
+    label = f"Mean weight of each expert at each place, for inputs of {task}"
+    return chart(draw, width=340, height=row * len(places) + 62, name=name, label=label)
+
+
+def _cell(expert: int, place: int, alpha: float) -> Rectangle:
+    corner = (expert - 0.5, place - 0.5)
+    return Rectangle(corner, 1, 1, facecolor=to_rgba(ACCENT.light, alpha), edgecolor=GROUND.light, linewidth=1)
+
+
+def _frame(axes: Axes, experts: Sequence[str], places: Sequence[str], every: int) -> None:
+    axes.set_xlim(-0.5, len(experts) - 0.5)
+    axes.set_ylim(len(places) - 0.5, -0.5)
+    axes.set_xticks(range(len(experts)), experts)
+    axes.set_yticks(range(0, len(places), every), shortened(places)[::every])
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("expert")
+    axes.set_ylabel("place of the router")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,9 @@
+"""Training with Lightning: one module for mixtures, one for plain peft models, one data module for both."""
+
+from moadapt.training.data import MixedTasks
+from moadapt.training.keep_last import KeepLast, Stopped
+from moadapt.training.mixture_module import MixtureModule
+from moadapt.training.optimization import Optimization
+from moadapt.training.peft_module import PeftModule
+
+__all__ = ["KeepLast", "MixedTasks", "MixtureModule", "Optimization", "PeftModule", "Stopped"]

@@ -1,0 +1,65 @@
+"""What the loaders give to a training module: one batch of rows, possibly of different tasks."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from moadapt.task import Example
+
+IGNORED = -100
+
+
+class Batch:
+    """Rows of one step on one process.
+
+    No dataclass and no mapping: Lightning walks through those and stumbles over the frozen examples.
+
+    Args:
+        inputs: What the base takes: `input_ids` and `attention_mask` (B, T), pictures, and what else its processor
+            gives. For training, prompt and answer padded on the right; else the prompt, padded on the left.
+        task_names: Task of every row, B names.
+        rows: Index of every row among its split's rows, (B,).
+        examples: The rows themselves.
+        labels: Answer tokens, -100 elsewhere, (B, T); None where the answer is to be generated.
+    """
+
+    def __init__(
+        self,
+        inputs: dict[str, Tensor],
+        task_names: Sequence[str],
+        rows: Tensor,
+        examples: Sequence[Example],
+        labels: Tensor | None = None,
+    ) -> None:
+        self.inputs, self.task_names, self.rows, self.examples, self.labels = inputs, task_names, rows, examples, labels
+        self.columns = None if labels is None else (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+        """Positions whose next token is an answer token in some row, (C,), ascending."""
+        self.step = 0
+        """How many steps of training came before; keys noise."""
+
+    def __len__(self) -> int:
+        """Number of rows, B."""
+        return len(self.task_names)
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """Which tokens come before a row's answer, (B, T)."""
+        assert self.labels is not None, "a batch to generate from is all prompt"
+        return (self.labels != IGNORED).cumsum(dim=1) == 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Return the batch with its tensors on another device; row indices stay on the CPU."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def cast(self, dtype: torch.dtype) -> "Batch":
+        """Return the batch with its pictures in another number type."""
+        return self._with(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed = copy.copy(self)
+        changed.inputs = {name: change(tensor) for name, tensor in self.inputs.items()}
+        changed.labels = None if self.labels is None else change(self.labels)
+        changed.columns = None if self.columns is None else change(self.columns)
+        return changed

@@ -1,0 +1,169 @@
+"""The data module: several tasks, mixed in every batch."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import lightning
+from transformers import AutoProcessor
+
+from moadapt.bases import base_folder
+from moadapt.task import BadExample, Dataset, Example, Task
+from moadapt.training.collate import Collator
+from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
+from moadapt.training.order import MixedOrder, Sampling
+from moadapt.training.prompts import PromptWriter
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 10
+_STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
+
+
+class MixedTasks(lightning.LightningDataModule):
+    """Rows of several tasks. Every training batch mixes them; evaluation goes task by task.
+
+    Args:
+        base: Name of the base, whose processor makes the batches; a registered short name, a folder or a hub name.
+        tasks: Tasks by name; where a router goes by task, by the names of its experts. Either this or `dataset`.
+        dataset: Data that knows its tasks.
+        batch_size: Rows of a training step, over all processes.
+        eval_batch_size: Rows that one process generates answers for at a time; None is `batch_size`.
+        sampling: Shares of the tasks in a batch: `proportional` to their sizes, `uniform`, or a temperature T of at
+            least 1 for shares proportional to size^(1/T).
+        num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
+        seed: Of order and chosen answers, from 0.
+        on_bad_example: What to do when entries of the files cannot be used: `raise` before anything is trained, or
+            `skip` them.
+
+    Raises:
+        ValueError: Not exactly one of `tasks` and `dataset` is given.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        tasks: dict[str, Task] | None = None,
+        dataset: Dataset | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        sampling: Sampling = "proportional",
+        num_workers: int = 0,
+        seed: int = 0,
+        on_bad_example: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__()
+        if bool(tasks) == (dataset is not None):
+            given = "both" if tasks else "neither"
+            raise ValueError(f"the data got {given} of tasks and dataset; give exactly one of them")
+        self.base, self.dataset, self.batch_size, self.sampling = base, dataset, batch_size, sampling
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers, self.seed, self.on_bad_example = num_workers, seed, on_bad_example
+        self.tasks: Mapping[str, Task] = dict(tasks or {})
+        self.skipped: dict[str, list[BadExample]] = {}
+        self._rows: dict[str, Rows] = {}
+        self._processor: Any = None
+        self._loader: TrainLoader | None = None
+        self._resumed: dict[str, int] | None = None
+
+    @property
+    def processor(self) -> Any:
+        """The base's processor."""
+        if self._processor is None:
+            self._processor = AutoProcessor.from_pretrained(base_folder(self.base))
+        return self._processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the processor, with a padding token."""
+        return PromptWriter(self.processor).tokenizer
+
+    def prepare_data(self) -> None:
+        """Let the data set write its files; runs once a machine."""
+        if self.dataset is not None:
+            self.dataset.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that a stage needs, all of them before it starts.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ValueError: A file is missing, a task has no rows, or entries cannot be used and `on_bad_example` is
+                `raise`.
+        """
+        if self.dataset is not None and not self.tasks:
+            self.tasks = self.dataset.prepare()
+        splits = [split for split in _STAGES[stage] if split not in self._rows]
+        read = {(split, name): task.read(split) for split in splits for name, task in self.tasks.items()}
+        self._judge({f"{name}, {split}": bad for (split, name), (_, bad) in read.items() if bad})
+        for split in splits:
+            self._rows[split] = Rows({name: _some(name, split, read[split, name][0]) for name in self.tasks})
+
+    def train_dataloader(self) -> TrainLoader:
+        """Give training batches from step 0, or from where a checkpoint was taken."""
+        rows = self._rows["train"]
+        order = MixedOrder(rows.sizes, self.batch_size, self.sampling, self.seed)
+        collator = Collator(self.processor, seed=self.seed, answers=True)
+        self._loader = TrainLoader(rows, order, collator, self.num_workers, *self._process())
+        if self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
+            self._resumed = None
+        return self._loader
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Give every row of the validation split once."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Give every row of the test split once."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Give every row of the test split once."""
+        return self._evaluation("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where training stands in the data."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training go on where a checkpoint was taken.
+
+        Lightning would restore the loader itself, but not when something has asked for its length before.
+        """
+        self._resumed = state_dict or None
+
+    def examples(self, split: str) -> list[Example]:
+        """Return the rows of a split that `setup` read, one task after the other.
+
+        Args:
+            split: `train`, `validation` or `test`.
+        """
+        return self._rows[split].examples
+
+    def _evaluation(self, split: str) -> EvaluationLoader:
+        collator = Collator(self.processor, seed=self.seed, answers=False)
+        return EvaluationLoader(self._rows[split], collator, self.eval_batch_size, self.num_workers, *self._process())
+
+    def _process(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _judge(self, bad: Mapping[str, list[BadExample]]) -> None:
+        """Refuse or report entries that cannot be used."""
+        self.skipped |= bad
+        if not bad:
+            return
+        every = [f"{where}: {entry}" for where, entries in bad.items() for entry in entries]
+        shown = "\n  ".join(every[:_SHOWN] + [f"and {len(every) - _SHOWN} more"] * (len(every) > _SHOWN))
+        if self.on_bad_example == "raise":
+            raise ValueError(
+                f"{len(every)} entries cannot be used:\n  {shown}\nmend the files, or give on_bad_example: skip"
+            )
+        _LOG.warning("%d entries cannot be used and are skipped:\n  %s", len(every), shown)
+
+
+def _some(name: str, split: str, examples: list[Example]) -> list[Example]:
+    if not examples:
+        raise ValueError(f"task {name!r} has no usable rows in its {split} split; give it files that have some")
+    return examples

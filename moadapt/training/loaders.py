@@ -1,0 +1,157 @@
+"""Loaders whose place in the data is one number, and that share a batch among processes themselves.
+
+They are no torch DataLoader, so that Lightning does not replace their samplers.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from moadapt.task import Example
+from moadapt.training.batch import Batch
+from moadapt.training.collate import Collator, Item
+from moadapt.training.order import Draw, MixedOrder
+
+
+class Rows(Dataset[Item]):
+    """The rows of one split, one task after the other.
+
+    Args:
+        tasks: Rows of each task, by name.
+    """
+
+    def __init__(self, tasks: dict[str, list[Example]]) -> None:
+        self.names = [name for name, examples in tasks.items() for _ in examples]
+        self.examples = [example for examples in tasks.values() for example in examples]
+        self.sizes = [len(examples) for examples in tasks.values()]
+
+    def __len__(self) -> int:
+        """Rows of all tasks."""
+        return len(self.examples)
+
+    def __getitem__(self, draw: Draw) -> Item:
+        """Return the row that a draw names."""
+        return Item(self.names[draw.row], self.examples[draw.row], draw.row, draw.turn)
+
+
+class TrainLoader:
+    """Training batches from wherever training stands.
+
+    Args:
+        rows: The training rows.
+        order: Which rows each step takes.
+        collator: Makes batches.
+        num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
+        process: Index of this process.
+        num_processes: How many processes share a batch, evenly.
+
+    Raises:
+        ValueError: The batch cannot be shared evenly.
+    """
+
+    def __init__(
+        self, rows: Rows, order: MixedOrder, collator: Collator, num_workers: int, process: int, num_processes: int
+    ) -> None:
+        if order.batch_size % num_processes:
+            raise ValueError(
+                f"batch_size is {order.batch_size}, the rows of a step over all processes, and there are "
+                f"{num_processes} processes; give a multiple of {num_processes}"
+            )
+        self.rows, self.order, self.collator, self.num_workers = rows, order, collator, num_workers
+        share = order.batch_size // num_processes
+        self._own = slice(process * share, (process + 1) * share)
+        self.steps_done = 0
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return self.order.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the rest of the epoch that training is in.
+
+        Nothing is read before the first batch is asked for: Lightning makes the iterator before it restores state.
+        """
+        epoch, step = divmod(self.steps_done, len(self))
+        steps = [self.order.batch(epoch, rest)[self._own] for rest in range(step, len(self))]
+        for batch in _loader(self.rows, steps, self.collator, self.num_workers):
+            batch.step = self.steps_done
+            self.steps_done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return seed, epoch and step of the next batch."""
+        epoch, step = divmod(self.steps_done, len(self))
+        return {"seed": self.order.seed, "epoch": epoch, "step": step, "steps_per_epoch": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: The data, its order or the batch size are not what they were.
+        """
+        own = {"seed": self.order.seed, "steps_per_epoch": len(self)}
+        changed = [f"{name} was {state[name]} and is {now}" for name, now in own.items() if state[name] != now]
+        if changed:
+            raise ValueError(
+                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same tasks, "
+                "batch_size and seed, or start a new run"
+            )
+        self.steps_done = state["epoch"] * len(self) + state["step"]
+
+
+class EvaluationLoader:
+    """Every row once, in batches of one task each, the tasks taking turns; all processes get equally many batches.
+
+    Args:
+        rows: The split's rows.
+        collator: Makes batches.
+        batch_size: Rows of a batch on one process.
+        num_workers: As in `TrainLoader`.
+        process: Index of this process.
+        num_processes: How many processes share the rows; the last batch of some may be empty.
+    """
+
+    def __init__(
+        self, rows: Rows, collator: Collator, batch_size: int, num_workers: int, process: int, num_processes: int
+    ) -> None:
+        self.rows = rows
+        chunks = _take_turns(_chunks(rows.sizes, batch_size * num_processes))
+        batches = [[Draw(row, 0) for row in chunk[process::num_processes]] for chunk in chunks]
+        self._make: Callable[[], DataLoader[Any]] = lambda: _loader(rows, batches, collator, num_workers)
+        self._length = len(batches)
+
+    def __len__(self) -> int:
+        """Batches on each process."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give all batches of this process."""
+        return iter(self._make())
+
+
+def _loader(rows: Rows, batches: Sequence[list[Draw]], collator: Collator, num_workers: int) -> DataLoader[Any]:
+    ignore = _ignore_signals if num_workers else None
+    return DataLoader(rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave signals that reach the whole process group to the main process, which may need one more batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _chunks(sizes: Sequence[int], length: int) -> list[list[range]]:
+    """Cut each task's rows into chunks."""
+    starts = [sum(sizes[:task]) for task in range(len(sizes))]
+    return [
+        [range(at, min(at + length, start + size)) for at in range(start, start + size, length)]
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def _take_turns(lists: list[list[range]]) -> list[range]:
+    """Merge lists so that every stretch holds their elements in proportion."""
+    placed = [((i + 0.5) / len(chunks), chunk) for chunks in lists for i, chunk in enumerate(chunks)]
+    return [chunk for _, chunk in sorted(placed, key=lambda pair: pair[0])]

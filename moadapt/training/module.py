@@ -1,0 +1,232 @@
+"""What training modules share: answer loss over mixed batches, generation and scores task by task, small checkpoints."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moadapt.bases import load_base
+from moadapt.training.batch import Batch
+from moadapt.training.data import MixedTasks
+from moadapt.training.loss import answer_logits, row_losses
+from moadapt.training.noise import keyed_noise
+from moadapt.training.optimization import Optimization, Role, check_groups, parameter_groups
+from moadapt.training.optimizer import ExpertAdamW
+from moadapt.training.scores import Answered, Scores
+
+
+class TaskModule(lightning.LightningModule, ABC):
+    """Trains adapters on a frozen base with the rows of `MixedTasks`.
+
+    The loss is the mean over the answer tokens of the global batch: all processes and accumulated batches together.
+
+    Args:
+        base: Name of the base; a registered short name, a folder or a hub name.
+        optimization: Settings of the optimiser.
+        dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
+        attn_implementation: One of transformers' attention kernels.
+        seed: Of dropout and routers' noise, from 0.
+    """
+
+    def __init__(
+        self, base: str, optimization: Optimization, dtype: str, attn_implementation: str | None, seed: int
+    ) -> None:
+        super().__init__()
+        self.base, self.optimization, self.seed = base, optimization, seed
+        self.dtype_name, self.attn_implementation = dtype, attn_implementation
+        self.model: nn.Module | None = None
+        self._transformer: PreTrainedModel | None = None
+        self._scores: Scores | None = None
+        self._nominal: Tensor | None = None
+        self._tokens: Tensor | None = None
+
+    @abstractmethod
+    def build(self, base: PreTrainedModel) -> nn.Module:
+        """Put the adapters on the base and return what takes its calls."""
+
+    @abstractmethod
+    def options(self, batch: Batch) -> dict[str, Any]:
+        """Return what a call of the model needs besides the base's inputs."""
+
+    @abstractmethod
+    def roles(self) -> dict[nn.Parameter, Role]:
+        """Return every trained parameter, with what it is."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds: the adapters, not the base."""
+
+    @abstractmethod
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a checkpoint's tensors in.
+
+        Raises:
+            ValueError: Names or shapes differ.
+        """
+
+    def stacks(self) -> list[dict[nn.Parameter, Tensor]]:
+        """Return for each bank its stacked parameters, with the expert of every row."""
+        return []
+
+    def configure_model(self) -> None:
+        """Load the base and build on it, once."""
+        if self.model is None:
+            base, _ = load_base(self.base, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
+            if base.config.is_encoder_decoder:
+                raise ValueError(f"{self.base} is an encoder-decoder; training takes decoder-only bases, such as LLaVA")
+            self._transformer = base
+            self.model = self.build(base).train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of this process's share of the step."""
+        with keyed_noise(self.device, self.seed, batch.step, self.global_rank):
+            keeps = "logits_to_keep" in inspect.signature(self.transformer.forward).parameters
+            logits = answer_logits(self.model, batch.cast(self.transformer.dtype), keeps, **self.options(batch))
+            losses, counts = row_losses(logits, batch)
+        names = list(self.data.tasks)
+        index = torch.tensor([names.index(name) for name in batch.task_names], device=self.device)
+        sums = losses.new_zeros(2, len(names))
+        sums[0].index_add_(0, index, losses.detach())
+        sums[1].index_add_(0, index, counts.to(sums))
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self._task_sums = sums
+        tokens = sums[1].sum()
+        if self._nominal is None:  # the first batch of those whose gradients are accumulated
+            self._nominal, self._tokens = tokens, torch.zeros_like(tokens)
+        self._tokens = self._tokens + tokens
+        # Processes' gradients are averaged, so each counts its share times their number.
+        return losses.sum() * self.trainer.world_size / self._nominal
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn accumulated gradients into those of the mean over all their tokens."""
+        accumulated = self.trainer.accumulate_grad_batches
+        assert self._nominal is not None, "a step follows a batch"
+        assert self._tokens is not None, "a step follows a batch"
+        if accumulated > 1:
+            factor = self._nominal * accumulated / self._tokens
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        self._nominal = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of the step and of each task in it."""
+        losses, counts = self._task_sums.tolist()
+        self.log("loss", sum(losses) / sum(counts), prog_bar=True)
+        for name, loss, count in zip(self.data.tasks, losses, counts, strict=True):
+            if count:
+                self.log(f"loss/{name}", loss / count)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over groups by tower and kind; warm-up and schedule step by step."""
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf") and self.optimization.schedule == "cosine":
+            raise ValueError("a cosine needs an end; give the trainer max_steps or max_epochs, or schedule: constant")
+        groups = parameter_groups(self.roles(), self.optimization)
+        check_groups(groups, self)
+        optimizer = ExpertAdamW(groups, self.stacks(), betas=self.optimization.betas)
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimization.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start new scores."""
+        self._scores = Scores(self.data.tasks, self.device)
+
+    def on_test_epoch_start(self) -> None:
+        """Start new scores."""
+        self._scores = Scores(self.data.tasks, self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Generate answers and count them."""
+        self._score(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Generate answers and count them."""
+        self._score(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Return every row with the model's text, the task's prediction and the reference."""
+        return [row.record() for row in self.answer(batch)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every `<task>/<score>` and their mean."""
+        self._log_scores()
+
+    def on_test_epoch_end(self) -> None:
+        """Log every `<task>/<score>` and their mean."""
+        self._log_scores()
+
+    def answer(self, batch: Batch) -> list[Answered]:
+        """Generate the answers of a batch of one task, greedily.
+
+        Args:
+            batch: Prompts, padded on the left.
+        """
+        if not len(batch):
+            return []
+        tasks, tokenizer = self.data.tasks, self.data.tokenizer
+        generate: Any = self.model.generate  # type: ignore[union-attr]
+        written = generate(
+            **batch.cast(self.transformer.dtype).inputs,
+            **self.options(batch),
+            do_sample=False,
+            max_new_tokens=tasks[batch.task_names[0]].max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=_ends(self.transformer, tokenizer),
+        )
+        new = written[:, batch.inputs["input_ids"].shape[1] :]
+        rows = zip(batch.task_names, batch.rows.tolist(), batch.examples, strict=True)
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [
+            Answered(name, row, example, text, tasks[name].parse(text, example))
+            for (name, row, example), text in zip(rows, texts, strict=True)
+        ]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return adapters and routers, not the base."""
+        return dict(self.tensors())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Copy adapters and routers in; every one must be there.
+
+        Raises:
+            ValueError: Names or shapes differ from this module's.
+        """
+        self.configure_model()
+        self.load_tensors(state_dict)
+        return nn.modules.module._IncompatibleKeys([], [])
+
+    @property
+    def transformer(self) -> PreTrainedModel:
+        """The transformers model underneath."""
+        assert self._transformer is not None, "configure_model was called"
+        return self._transformer
+
+    @property
+    def data(self) -> MixedTasks:
+        """The data module in use."""
+        found = getattr(self.trainer, "datamodule", None)
+        if not isinstance(found, MixedTasks):
+            raise ValueError(f"{type(self).__name__} needs the tasks; give the trainer datamodule=MixedTasks(...)")
+        return found
+
+    def _score(self, batch: Batch) -> None:
+        assert self._scores is not None, "the epoch was started"
+        self._scores.update(self.answer(batch))
+
+    def _log_scores(self) -> None:
+        assert self._scores is not None, "the epoch was started"
+        for name, value in self._scores.compute().items():
+            self.log(name, value)
+
+
+def _ends(transformer: PreTrainedModel, tokenizer: Any) -> Sequence[int]:
+    """Return the tokens that end an answer: the tokenizer's and those that the base generates until."""
+    own = getattr(transformer.generation_config, "eos_token_id", None)
+    return sorted({tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])})

@@ -1,0 +1,113 @@
+"""How a training moves: learning rates by tower and kind, decay, warm-up and schedule."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from moadapt.sites import TOWERS
+
+ROUTER = "router"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Settings of the optimiser.
+
+    Args:
+        learning_rate: Peak rate of whatever has no rate of its own below.
+        router_learning_rate: Peak rate of routers.
+        tower_learning_rates: Peak rates of the adapters in a tower: `vision`, `connector`, `language`.
+        weight_decay: Decay of matrices; vectors, such as biases, are not decayed.
+        betas: AdamW's decays of its two moments.
+        warmup: How long the rates rise: a share of all steps below 1, or a number of steps.
+        schedule: What they do then: fall to 0 along a cosine, or stay.
+
+    Raises:
+        ValueError: A tower is unknown, or a number is out of range.
+    """
+
+    learning_rate: float = 2e-4
+    router_learning_rate: float | None = None
+    tower_learning_rates: dict[str, float] | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.03
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Check names and ranges."""
+        unknown = sorted(set(self.tower_learning_rates or {}) - set(TOWERS))
+        if unknown:
+            raise ValueError(f"tower_learning_rates names {', '.join(unknown)}; towers are {', '.join(TOWERS)}")
+        rates = [self.learning_rate, self.router_learning_rate or 1, *(self.tower_learning_rates or {}).values()]
+        if min(rates) <= 0 or min(self.weight_decay, self.warmup) < 0:
+            raise ValueError(f"{self} is out of range; learning rates are above 0, weight_decay and warmup at least 0")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule is {self.schedule!r}; give cosine or constant")
+
+    def rate(self, tower: str) -> float:
+        """Return the peak learning rate of a tower's adapters, or of routers.
+
+        Args:
+            tower: Name of a tower, or `router`.
+        """
+        if tower == ROUTER:
+            return self.router_learning_rate or self.learning_rate
+        return (self.tower_learning_rates or {}).get(tower, self.learning_rate)
+
+    def factor(self, step: int, steps: float) -> float:
+        """Return what the peak rates are multiplied by in a step.
+
+        Args:
+            step: From 0.
+            steps: How many there will be; may be infinite under a constant schedule.
+        """
+        warm = self.warmup * steps if self.warmup < 1 and math.isfinite(steps) else self.warmup
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a trained parameter is.
+
+    Args:
+        tower: The tower of its site, or `router`.
+        kind: `shared`, `expert` or `router`; for a plain peft model `adapter`.
+    """
+
+    tower: str
+    kind: str
+
+
+def parameter_groups(roles: Mapping[nn.Parameter, Role], settings: Optimization) -> list[dict[str, Any]]:
+    """Group parameters by role and by whether they are decayed.
+
+    Args:
+        roles: Every trained parameter, with what it is.
+        settings: Rates and decay.
+
+    Returns:
+        Groups for a torch optimiser, each with a `name`.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter, role in roles.items():
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        name = "/".join(dict.fromkeys([role.tower, role.kind])) + ("" if parameter.ndim > 1 else "/vectors")
+        fresh = {"params": [], "lr": settings.rate(role.tower), "weight_decay": decay, "name": name}
+        groups.setdefault(name, fresh)["params"].append(parameter)
+    return list(groups.values())
+
+
+def check_groups(groups: Iterable[Mapping[str, Any]], model: nn.Module) -> None:
+    """Assert that every trained parameter is in exactly one group, and no other is in any."""
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
+    assert set(grouped) == set(trained), f"without a group: {[n for i, n in trained.items() if i not in grouped][:3]}"
