@@ -49,8 +49,6 @@ class Grounding(Task):
         splits: The word that stands for each of our splits in refs and patterns, such as `validation: val`.
         codec: How boxes are written.
         prompt: What to ask, with `{expression}`.
-        answer: What to train on, with `{box}` and maybe `{expression}`: a model that first repeats whom it is looking
-            for can look the box up by its own last words.
         max_new_tokens: Longest answer to generate, in tokens.
         limit: Only the first so many usable rows of a split; later ones are not looked at.
 
@@ -64,7 +62,6 @@ class Grounding(Task):
     splits: Mapping[str, str] = field(default_factory=own_words)
     codec: BoxCodec = field(default_factory=IntegerBoxes)
     prompt: str = "where is {expression}?"
-    answer: str = "{box}"
     max_new_tokens: int = 32
     limit: int | None = None
     primary: ClassVar[str] = "accuracy"
@@ -77,7 +74,6 @@ class Grounding(Task):
         check_template("instances", self.instances, ["split"])
         check_template("images", self.images, ["split", "file_name", "image_id"], ["file_name", "image_id"])
         check_template("prompt", self.prompt, ["expression"], ["expression"])
-        check_template("answer", self.answer, ["expression", "box"], ["box"])
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -106,14 +102,14 @@ class Grounding(Task):
         path = picture_path(self.images, ref, split=word, image_id=image_id, file_name=image.text("file_name"))
         size = files.pictures.size(path, image)
         box = pixel_box(annotation, _same_size(image, size, path))
-        written = self.codec.write(box, *size)
-        if self.codec.read(written, *size) is None:
-            raise annotation.wrong(f"its bbox is too small to be written: {written} has no area; leave it out")
+        answer = self.codec.write(box, *size)
+        if self.codec.read(answer, *size) is None:
+            raise annotation.wrong(f"its bbox is too small to be written: {answer} has no area; leave it out")
         return Example(
             image=path,
             size=size,
             prompt=self.prompt.format(expression=expression),
-            answers=(self.answer.format(expression=expression, box=written),),
+            answers=(answer,),
             reference=box,
             entry=f"{sentence.file}: {sentence.entry}",
         )

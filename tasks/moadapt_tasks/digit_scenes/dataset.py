@@ -65,6 +65,5 @@ class DigitScenes(Dataset):
                 refs=f"{folder}/refs.json",
                 instances=f"{folder}/instances.json",
                 images=folder + "/images/{file_name}",
-                answer="{expression} {box}",
             ),
         }
