@@ -55,5 +55,6 @@ class AdaptedModule(nn.Module):
             )
         routing = self._context.route(call, self._site, x)
         for bank in self.banks:
+            assert isinstance(bank, Bank), "wrappers hold banks"
             y = bank.add_to(y, x, routing)
         return y

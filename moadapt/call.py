@@ -9,6 +9,8 @@ from torch import Tensor
 
 from moadapt.routing import Routing
 
+_TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -17,15 +19,15 @@ class Request:
     Args:
         task_ids: Index of each row's task, (B,) or (1,).
         prompt_mask: Which tokens are prompt, (B, T).
-        prompt_length: How many tokens the prompt of a generation has, padding included.
+        prompt_shape: Rows and tokens of the prompt of a generation, padding included.
     """
 
     task_ids: Tensor | None = None
     prompt_mask: Tensor | None = None
-    prompt_length: int | None = None
+    prompt_shape: tuple[int, int] | None = None
 
     def row_tasks(self, rows: int) -> Tensor | None:
-        """Spread the tasks over the rows of a pass: one for all, or repeated for beams.
+        """Spread the tasks over the rows of a pass: one for all, or one a row, repeated for the beams of a generation.
 
         Raises:
             ValueError: The numbers do not fit.
@@ -33,7 +35,8 @@ class Request:
         ids = self.task_ids
         if ids is None or len(ids) == rows:
             return ids
-        if rows % len(ids):
+        beams = self.prompt_shape is not None and len(ids) == self.prompt_shape[0] and rows % len(ids) == 0
+        if len(ids) != 1 and not beams:
             raise ValueError(f"got {len(ids)} task names for {rows} rows; give one name, or one a row")
         return ids.repeat_interleave(rows // len(ids))
 
@@ -74,8 +77,8 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
         image_token: Token id that stands for an image patch.
         continues: Whether the inputs go on from a filled cache, so that none of them is prompt.
     """
-    ids, embeddings, pixels = (inputs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
-    tokens = ids if ids is not None else embeddings
+    ids, pixels = inputs.get("input_ids"), inputs.get("pixel_values")
+    tokens = next((inputs[name] for name in _TOKENS if inputs.get(name) is not None), None)
     if tokens is None:
         rows = 1 if pixels is None else len(pixels)
         return Call(rows, task_ids=request.row_tasks(rows))
@@ -83,7 +86,10 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
     call = Call(len(tokens), image=image, task_ids=request.row_tasks(len(tokens)), continues=continues)
     if not continues:
         call.prompt = _prompt(inputs, request, tokens)
-        call.images_match = pixels is None or images_match_rows(image, len(pixels))
+        known = image_token is not None
+        call.images_match = pixels is None or (
+            images_match_rows(image, len(pixels)) if known else len(pixels) == len(tokens)
+        )
     return call
 
 
@@ -112,17 +118,17 @@ def images_match_rows(image: Tensor | None, num_images: int) -> bool:
     return num_images == len(counts) and bool(torch.all(counts == counts[0])) and bool(counts[0] > 0)
 
 
-def refuse_leaks(prompt: Tensor, labels: Tensor) -> None:
-    """Refuse labels on what a router by sequence reads.
+def check_prompt(prompt: Tensor, labels: Tensor | None) -> None:
+    """Refuse a prompt that a router by sequence cannot or must not read.
 
     Args:
         prompt: Which tokens are prompt, (B, T).
-        labels: Training targets, (B, T).
+        labels: Training targets; those that are no (B, T) lie on no token.
 
     Raises:
         ValueError: A label lies on a prompt token, or a row has no prompt.
     """
-    if bool((prompt & (labels != -100)).any()):
+    if labels is not None and labels.shape == prompt.shape and bool((prompt & (labels != -100)).any()):
         raise ValueError(
             "labels lie on prompt tokens, which a router by sequence reads: it would see the answer; set labels to "
             "-100 on the prompt or pass a smaller prompt_mask"
@@ -131,17 +137,30 @@ def refuse_leaks(prompt: Tensor, labels: Tensor) -> None:
     if empty:
         raise ValueError(
             f"rows {empty} have no prompt token before their first label, so a router by sequence has nothing to read; "
-            'pass prompt_mask or use scope="token"'
+            'pass another prompt_mask or use scope="token"'
         )
 
 
 def _prompt(inputs: Mapping[str, Any], request: Request, tokens: Tensor) -> Tensor:
-    mask, labels, length = inputs.get("attention_mask"), inputs.get("labels"), tokens.shape[1]
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        real = mask[:, -length:].bool()
-    else:
-        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    if request.prompt_length is not None:  # without a cache, what was generated comes back as input
-        real = real & (torch.arange(length, device=real.device) < request.prompt_length)
+    labels, length = inputs.get("labels"), tokens.shape[1]
+    real = _real(inputs.get("attention_mask"), tokens)
+    if request.prompt_shape is not None:  # without a cache, what was generated comes back as input
+        real = real & (torch.arange(length, device=real.device) < request.prompt_shape[1])
     given = request.prompt_mask
-    return prompt_tokens(real, labels) if given is None else given.bool().to(real.device) & real
+    if given is not None:
+        return given.bool().to(real.device) & real
+    return prompt_tokens(real, labels if labels is not None and labels.shape == real.shape else None)
+
+
+def _real(mask: Any, tokens: Tensor) -> Tensor:
+    """Which tokens are no padding, (B, T), from any mask that a base accepts."""
+    if isinstance(mask, Mapping):  # one a kind of layer, or None where nothing is masked
+        mask = next((each for each in mask.values() if each is not None), None)
+    if mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        raise ValueError(f"attention_mask is a {type(mask).__name__}, which tells no padding; pass a mask (B, T)")
+    if mask.ndim == 2:
+        return mask[:, -tokens.shape[1] :].bool()
+    itself = mask[:, 0].diagonal(dim1=-2, dim2=-1)  # a real token attends at least to itself
+    return itself if itself.dtype == torch.bool else itself == 0

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from moadapt.call import Call, Request, read_call, refuse_leaks
+from moadapt.call import Call, Request, check_prompt, read_call
 from moadapt.places import Place
 from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
 from moadapt.sites import Site
@@ -50,7 +50,7 @@ class CallContext:
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
-        self._request = Request()
+        self._request: Request | None = None
         self._prepared: Call | None = None
         self._held: WeakKeyDictionary[Any, dict[str, Routing]] = WeakKeyDictionary()
 
@@ -79,11 +79,14 @@ class CallContext:
             inputs: What the base was called with.
 
         Raises:
+            RuntimeError: The base was called without its mixture, so that nobody said where the prompt ends.
             ValueError: Labels lie on the prompt, tasks do not fit the rows, or the cache is foreign.
         """
+        if self._request is None:
+            raise RuntimeError("the base was called without its mixture; call the mixture, or detach() first")
         held = self._held_for(inputs.get("past_key_values"))
         call = self.call = read_call(inputs, self._request, self._image_token, continues=held is not None)
-        self._check_prompt(call, inputs.get("labels"))
+        self._check_prompt(call, self._request, inputs.get("labels"))
         call.routings.update(held or {})
         if self._prepared is not None and held is None:
             times = call.num_rows // self._prepared.num_rows
@@ -109,6 +112,9 @@ class CallContext:
         Args:
             block: Module path.
             hidden: Its input, (B, T, D).
+
+        Raises:
+            ValueError: The block's input has another shape.
         """
         call = self.call
         if call is None or call.recomputing:
@@ -155,11 +161,22 @@ class CallContext:
         finally:
             self.call = before
 
-    def _check_prompt(self, call: Call, labels: Tensor | None) -> None:
+    def _check_prompt(self, call: Call, request: Request, labels: Tensor | None) -> None:
         spec = self._spec
-        reads_prompt = spec is not None and spec.depends_on == "input" and spec.scope == "sequence"
-        if reads_prompt and labels is not None and call.prompt is not None:
-            refuse_leaks(call.prompt, labels)
+        if spec is None or spec.depends_on != "input" or spec.scope != "sequence" or self.override is not None:
+            return
+        if call.prompt is None:
+            return
+        if call.image is None and self._image_token is not None:
+            raise ValueError(
+                "a router by sequence reads text and image tokens apart, and inputs_embeds does not tell them; pass input_ids"
+            )
+        if request.prompt_shape is not None and call.prompt.shape[1] < request.prompt_shape[1]:
+            raise ValueError(
+                f"generate() gave {call.prompt.shape[1]} of {request.prompt_shape[1]} prompt tokens at first, but "
+                "a router by sequence decides on the whole prompt; leave prefill_chunk_size unset"
+            )
+        check_prompt(call.prompt, labels)
 
     def _decide_early(self, call: Call, ids: Tensor | None) -> None:
         """Evaluate what needs no hidden states, and pool the text where a router over the model will need it."""
@@ -188,8 +205,7 @@ class CallContext:
                 f"{type(self._spec).__name__} needs the task of every row; pass task=, one of "
                 f"{', '.join(self._tasks)}, or one a row"
             )
-        over_tokens = hidden is not None and call.prompt is not None and hidden.shape[:2] == call.prompt.shape
-        prompt, image = (call.prompt, call.image) if over_tokens else (None, None)
+        prompt, image = (call.prompt, call.image) if _over_tokens(call, place, hidden) else (None, None)
         routing: Routing = router(RoutingContext(hidden, prompt, image, call.task_ids, self.available))
         return routing
 
@@ -216,6 +232,13 @@ def routers_of(modules: nn.ModuleList) -> list[Router]:
     return [module for module in modules if isinstance(module, Router)]
 
 
+def _over_tokens(call: Call, place: Place, hidden: Tensor | None) -> bool:
+    """Tell whether a place reads one vector a token, and not as many patches by chance."""
+    if hidden is None or call.prompt is None or place.tower != "language" or place.before_language:
+        return False
+    return hidden.shape[:2] == call.prompt.shape
+
+
 def _embeddings(call: Call, patches: Tensor) -> Tensor:
     """Join each row's text features with its pooled patch embeddings, (B, 1, D)."""
     text, images = call.text_features, RoutingContext(hidden=patches).pooled()
@@ -239,7 +262,7 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
     rows, tokens = routing.weights.shape[:2]
     if rows == 1 and tokens == 1:
         return
-    if site.tower != "language" and rows > 1 and call.image is not None and not call.images_match:
+    if site.tower != "language" and rows > 1 and not call.images_match:
         raise ValueError(
             f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
             "one image, or place experts in the language tower only"

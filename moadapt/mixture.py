@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from moadapt.merging.report import MergeReport
 
 TaskNames = str | Sequence[str] | Tensor | None
+_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
+_INPUT_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class Mixture(nn.Module):
             lambda ids: base.get_input_embeddings()(ids),
         )
         self._required_grad = {name: p.requires_grad for name, p in base.named_parameters()}
-        self._was_training = base.training
+        self._modes = {module: module.training for module in base.modules()}
+        self._checkpointing: dict[nn.Module, dict[str, Any]] = {}
         self._wrappers = {site.path: self._wrapper(site, adapters) for site, adapters in self.sites.items()}
         self._handles: list[RemovableHandle] = []
         base.requires_grad_(False)
@@ -124,8 +127,10 @@ class Mixture(nn.Module):
             What the base returns.
 
         Raises:
-            ValueError: A task is unknown, or labels lie on prompt tokens that the routing reads.
+            ValueError: A task is unknown, labels lie on prompt tokens that the routing reads, or the mixture was
+                detached.
         """
+        self._refuse_detached()
         with self.context.requesting(Request(self.task_ids(task), prompt_mask)):
             return self.base(**inputs)
 
@@ -136,10 +141,12 @@ class Mixture(nn.Module):
             task: As in `forward`.
             inputs: What the base's `generate` takes.
         """
+        self._refuse_detached()
         tokens = next((inputs[n] for n in ("input_ids", "inputs", "inputs_embeds") if inputs.get(n) is not None), None)
-        length = None if tokens is None else tokens.shape[1]
-        with self.context.requesting(Request(self.task_ids(task), prompt_length=length)):
-            if self.context.enabled and any(site.tower != "language" for site in self.sites):
+        shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])
+        encodes = self.base.config.is_encoder_decoder or any(site.tower != "language" for site in self.sites)
+        with self.context.requesting(Request(self.task_ids(task), prompt_shape=shape)):
+            if self.context.enabled and encodes:
                 named = inputs if inputs.get("inputs") is None else {**inputs, "input_ids": tokens}
                 self.context.prepare(named)
             return self.base.generate(**inputs)  # type: ignore[operator]
@@ -148,11 +155,13 @@ class Mixture(nn.Module):
         """Turn task names into indices.
 
         Raises:
-            ValueError: A name is unknown; the known ones are listed.
+            ValueError: A name is unknown, and the known ones are listed; or indices are no row of integers in range.
         """
         if task is None or not self.tasks:
             return None
         if isinstance(task, Tensor):
+            if task.ndim != 1 or task.is_floating_point() or task.dtype == torch.bool:
+                raise ValueError(f"task indices are integers of shape (B,), got {task.dtype} of {tuple(task.shape)}")
             if task.numel() and not 0 <= int(task.min()) <= int(task.max()) < len(self.tasks):
                 raise ValueError(f"task indices go from 0 to {len(self.tasks) - 1}, got {task.tolist()}")
             return task
@@ -242,7 +251,17 @@ class Mixture(nn.Module):
             if isinstance(block, GradientCheckpointingLayer) and isinstance(rate, float) and rate > 0:
                 raise ValueError(f"{path} applies dropout {rate} itself; set its dropout to 0 to checkpoint it")
         contexts = {"use_reentrant": False, "context_fn": self.context.checkpoint_contexts}
-        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=contexts)
+        own = {m: {n: vars(m)[n] for n in _CHECKPOINTING if n in vars(m)} for m in self.base.modules()}
+        # older transformers know it under the second name
+        enable = getattr(self.base, "activation_checkpointing_enable", self.base.gradient_checkpointing_enable)
+        hooks = {name: vars(self.base)[name] for name in _INPUT_HOOKS if name in vars(self.base)}
+        enable(contexts)
+        if hasattr(
+            self.base, _INPUT_HOOKS[0]
+        ):  # transformers lets inputs require gradients, which only reentrant ones need
+            self.base.disable_input_require_grads()
+        vars(self.base).update(hooks)
+        self._checkpointing = self._checkpointing or own
         self.train(self.training)
 
     def save(self, folder: str | Path) -> None:
@@ -285,20 +304,25 @@ class Mixture(nn.Module):
 
     def detach(self) -> PreTrainedModel:
         """Take everything off the base and return it, as it was before `attach`."""
-        self._uninstall()
-        for name, parameter in self.base.named_parameters():
-            parameter.requires_grad_(self._required_grad[name])
-        self.base.train(self._was_training)
+        if self._handles:
+            self._uninstall()
+            for name, parameter in self.base.named_parameters():
+                parameter.requires_grad_(self._required_grad[name])
+            for module, mode in self._modes.items():
+                module.training = mode
         return self.base
 
     @contextmanager
     def bare_base(self) -> Iterator[PreTrainedModel]:
         """Give the base without wrappers and hooks within the `with` block, to copy or inspect it."""
-        self._uninstall()
+        attached = bool(self._handles)
+        if attached:
+            self._uninstall()
         try:
             yield self.base
         finally:
-            self._install()
+            if attached:
+                self._install()
 
     def named_adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Iterate over all parameters that are not the base's, by name."""
@@ -314,6 +338,7 @@ class Mixture(nn.Module):
         return AdaptedModule(module, [bank.to(device) for bank in banks], site, self.context)
 
     def _install(self) -> None:
+        self._swap_checkpointing()
         for path, wrapper in self._wrappers.items():
             _replace(self.base, path, wrapper)
         self._handles = [
@@ -330,6 +355,18 @@ class Mixture(nn.Module):
         self._handles = []
         for path, wrapper in self._wrappers.items():
             _replace(self.base, path, wrapper.module)
+        self._swap_checkpointing()
+
+    def _swap_checkpointing(self) -> None:
+        """Exchange the base's own settings of gradient checkpointing with the mixture's, where it has any."""
+        for module, other in self._checkpointing.items():
+            mine = {name: vars(module).pop(name) for name in _CHECKPOINTING if name in vars(module)}
+            vars(module).update(other)
+            self._checkpointing[module] = mine
+
+    def _refuse_detached(self) -> None:
+        if not self._handles:
+            raise ValueError("this mixture was detached from its base; attach adapters again, or load them")
 
     def _open_call(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.context.enabled:

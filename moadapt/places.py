@@ -21,6 +21,7 @@ class Place:
 
     Args:
         name: `model`, a tower, `tower.layer`, or a site's path.
+        tower: Name of the tower whose hidden states it reads.
         hook: Module path of the block whose input the router reads; None where it reads the site's own input or
             nothing.
         dim: Width of what it reads; 0 where it reads nothing.
@@ -30,6 +31,7 @@ class Place:
     """
 
     name: str
+    tower: str
     hook: str | None
     dim: int
     before_language: bool
@@ -52,7 +54,7 @@ def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], 
     sites = list(sites)
     _refuse_unreachable(base, sites, spec)
     if spec.depends_on != "input":
-        return (Place("model", None, 0, False, tuple(site.path for site in sites)),)
+        return (Place("model", sites[0].tower, None, 0, False, tuple(site.path for site in sites)),)
     places: dict[str, Place] = {}
     for site in sites:
         fresh = _place_of(base, anatomy, site, sites, spec)
@@ -69,10 +71,10 @@ def _refuse_unreachable(base: PreTrainedModel, sites: list[Site], spec: RouterSp
             f"{spec} gives weights to the language tower's tokens, which {elsewhere.path} in the {elsewhere.tower} "
             'tower does not have; use per="tower", "layer" or "site", or scope="sequence"'
         )
-    if spec.depends_on == "input" and spec.scope == "sequence" and base.config.is_encoder_decoder:
+    if spec.depends_on == "input" and base.config.is_encoder_decoder and (spec.scope, spec.per) != ("token", "site"):
         raise ValueError(
-            f"{spec} would have to read the encoder of {type(base).__name__} before its decoder starts, which is not "
-            'supported; use a router by task, constant weights or scope="token"'
+            f"{spec} cannot serve {type(base).__name__}, whose encoder and decoder have tokens of their own; use a "
+            'router by task, constant weights, or scope="token" with per="site"'
         )
 
 
@@ -81,11 +83,11 @@ def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[S
     if spec.per == "model":
         return _model_place(base, anatomy, sites)
     if spec.per == "tower" and tower.blocks:
-        return Place(tower.name, tower.blocks[0], _width(base, tower.blocks[0]), False, ())
+        return Place(tower.name, tower.name, tower.blocks[0], _width(base, tower.blocks[0]), False, ())
     if spec.per == "layer" and site.layer is not None:
         block = tower.blocks[site.layer]
-        return Place(f"{tower.name}.{site.layer}", block, _width(base, block), False, ())
-    return Place(site.path, None, site.in_features, False, ())
+        return Place(f"{tower.name}.{site.layer}", tower.name, block, _width(base, block), False, ())
+    return Place(site.path, tower.name, None, site.in_features, False, ())
 
 
 def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site]) -> Place:
@@ -93,8 +95,8 @@ def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site]) -> 
     width = _width(base, main.blocks[0])
     if main.name == "language" and any(site.tower != "language" for site in sites):
         vision = anatomy.tower("vision").blocks[0]
-        return Place("model", vision, width + _width(base, vision), True, (), main.blocks[0])
-    return Place("model", main.blocks[0], width, False, ())
+        return Place("model", main.name, vision, width + _width(base, vision), True, (), main.blocks[0])
+    return Place("model", main.name, main.blocks[0], width, False, ())
 
 
 def _main_tower(anatomy: Anatomy) -> Tower:
@@ -104,8 +106,9 @@ def _main_tower(anatomy: Anatomy) -> Tower:
 
 def _width(base: PreTrainedModel, block: str) -> int:
     """Width of the hidden states that enter a block, read off its first normalisation."""
-    for module in base.get_submodule(block).modules():
-        weight = getattr(module, "weight", None)
+    modules = dict(base.get_submodule(block).named_modules())
+    for path in sorted(modules, key=lambda path: path.count(".")):  # norms of heads lie deeper than those of the block
+        weight = getattr(modules[path], "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim == 1:
             return weight.numel()
     raise ValueError(f'block {block} has no normalisation to read its width off; use a router with per="site"')

@@ -152,7 +152,8 @@ def anatomy(base: PreTrainedModel) -> Anatomy:
         base: Any transformers model.
     """
     towers = tuple(_towers(base))
-    sites, unread = [], []
+    sites: list[Site] = []
+    unread: list[Site] = []
     for path, module in base.named_modules():
         tower = _tower_of(path, towers)
         if tower is None or not isinstance(module, nn.Linear):

@@ -101,3 +101,60 @@ def randomize(mixture: Any, scale: float = 0.3) -> None:
     for _, parameter in mixture.named_adapter_parameters():
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def padded(batch: dict[str, Tensor], amount: int, side: str, seed: int = 3) -> dict[str, Tensor]:
+    """Add padding whose tokens are random, so that reading them would show.
+
+    Args:
+        batch: Rows of `llava_batch` or `prompt_of`.
+        amount: How many tokens of padding.
+        side: `left` or `right`.
+        seed: Of the padding's tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(batch["input_ids"])
+    fill = {
+        "input_ids": torch.randint(5, VOCABULARY, (rows, amount), generator=generator),
+        "attention_mask": torch.zeros(rows, amount, dtype=torch.long),
+        "labels": torch.full((rows, amount), -100),
+    }
+    joined = dict(batch)
+    for name in fill.keys() & batch.keys():
+        pair = (fill[name], batch[name]) if side == "left" else (batch[name], fill[name])
+        joined[name] = torch.cat(pair, dim=1)
+    return joined
+
+
+def ragged_prompts(rows: int = 3, *, seed: int = 2) -> dict[str, Tensor]:
+    """Prompts of different lengths, padded on the left, one image a row."""
+    prompts = [rows_of(prompt_of(llava_batch(rows, prompt=3 + row, seed=seed)), row) for row in range(rows)]
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    filled = [padded(prompt, longest - prompt["input_ids"].shape[1], "left") for prompt in prompts]
+    return {name: torch.cat([prompt[name] for prompt in filled]) for name in filled[0]}
+
+
+def rows_of(batch: dict[str, Tensor], *rows: int) -> dict[str, Tensor]:
+    """Take rows out of a batch, in this order."""
+    return {name: tensor[list(rows)] for name, tensor in batch.items()}
+
+
+def unpadded(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """Take one row out of a batch, without its padding."""
+    one = rows_of(batch, row)
+    real = one["attention_mask"][0].bool()
+    return {name: tensor if name == "pixel_values" else tensor[:, real] for name, tensor in one.items()}
+
+
+def uneven_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give row 0 of a prompt two images and row 1 none, so that as many images as rows are left."""
+    ids = batch["input_ids"]
+    text = ids[:, PATCHES:]
+    ids = torch.stack(
+        [
+            torch.cat([ids[0], torch.full((PATCHES,), IMAGE_TOKEN)]),
+            torch.cat([torch.zeros(2 * PATCHES, dtype=torch.long), text[1]]),
+            *(torch.cat([torch.zeros(PATCHES, dtype=torch.long), row]) for row in ids[2:]),
+        ]
+    )
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "pixel_values": batch["pixel_values"]}

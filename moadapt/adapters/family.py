@@ -78,7 +78,8 @@ class Bank(nn.Module, ABC):
             x: Input of the site.
             routing: Weights of the experts.
         """
-        return y + self(x, y, routing)
+        delta: Tensor = self(x, y, routing)
+        return y + delta
 
     @abstractmethod
     def delta(self, weights: Tensor) -> Delta:

@@ -176,8 +176,8 @@ class LoRABank(Bank):
         """Return the expert of every row of the expert stacks."""
         if self.expert_down is None:
             return {}
-        start = 0 if self.shared_down is None else len(self.shared_down)
-        rows = self.expert_of[start : start + len(self.expert_down)]
+        start = self._shared_ranks
+        rows = self.expert_of[start : start + len(self._part("expert", "down"))]
         return {"expert_down": rows, "expert_up": rows}
 
     def _extend(self, part: str, adapters: list[Adapter]) -> None:
@@ -297,7 +297,8 @@ class LoRABank(Bank):
         if self.shared_down is None:
             return y
         shared = self.scale_of[: self._shared_ranks].to(y.dtype)
-        return y + (x @ self.shared_down.T.to(y.dtype)) * shared @ self.shared_up.to(y.dtype)
+        down, up = self._part("shared", "down").to(y.dtype), self._part("shared", "up").to(y.dtype)
+        return y + (x @ down.T) * shared @ up
 
     def _live(self, name: str, side: str) -> Tensor:
         part, rows = self._rows(name)

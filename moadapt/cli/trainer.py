@@ -1,4 +1,4 @@
-"""`moadapt fit`, `validate`, `test`, `predict`: Lightning's command line over the mixture module and the mixed tasks."""
+"""`moadapt fit`, `validate`, `test`, `predict`: Lightning's command line over mixtures and mixed tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Interface(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what the command line was given."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, progress bar and callbacks where the user has not chosen any."""

@@ -47,12 +47,13 @@ def verdict(example: Example, row: str) -> str:
     return "same" if str(prediction.get("text", "")).strip() in references else ""
 
 
-def card(example: Example, rows: Sequence[str]) -> Markup:
+def card(example: Example, rows: Sequence[str], *, with_prompt: bool) -> Markup:
     """Return the card of an example.
 
     Args:
         example: A test input.
         rows: Names in the order in which boxes can be chosen.
+        with_prompt: Whether to write what was asked.
     """
     boxed = example.get("box") is not None
     prompt = str(example.get("prompt", ""))
@@ -61,7 +62,7 @@ def card(example: Example, rows: Sequence[str]) -> Markup:
         picture(example.get("image"), _outlines(example, rows) if boxed else [], alt=f"picture for: {prompt}"),
         element(
             "div",
-            element("p", prompt, class_="prompt"),
+            element("p", prompt, class_="prompt") if with_prompt else None,
             None if boxed else _expected([str(reference) for reference in example.get("references") or ()]),
         ),
         element("table", element("tbody", *(_fits(example) if boxed else _answers(example))), class_="answers"),

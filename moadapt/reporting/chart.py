@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +58,8 @@ def chart(draw: Draw, *, width: float, height: float, name: str, label: str) -> 
         name: Letters, digits and hyphens; no other chart of the page has it.
         label: What the chart shows, for those who cannot see it.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's own font writes the text
         figure = Figure(figsize=(width / _PIXELS, height / _PIXELS), layout="constrained")
         draw(figure.add_subplot())
         file = io.StringIO()

@@ -22,8 +22,8 @@ def examples(shown: Sequence[Example]) -> Markup:
     if not shown:
         return section("examples", "Predictions", nothing("No predictions have been made yet."))
     note = (
-        "Inputs of the test split. Where answers are right (✓) or wrong (✗), some that the mixture got wrong were picked "
-        "on purpose, so how many are right here says nothing; the table above counts all. A caption marked = is "
+        "Inputs of the test split. Where answers are right (✓) or wrong (✗), some that the mixture got wrong were "
+        "picked on purpose, so how many are right here says nothing; the table above counts all. A caption marked = is "
         "word for word one of the references. Rows that gave the same answer share a line."
     )
     tasks = dict.fromkeys(str(example["task"]) for example in shown)
@@ -41,8 +41,14 @@ def _group(name: str, task: str, shown: Sequence[Example]) -> Markup:
     ordered = sorted(zip(verdicts, shown, strict=True), key=lambda pair: _ORDER.index(pair[0]))
     boxed = any(example.get("box") is not None for example in shown)
     rows = list(dict.fromkeys(row for example in shown for row in predictions_of(example))) if boxed else []
-    cards = element("div", *(card(example, rows) for _, example in ordered), class_=f"cards {_shape(shown, boxed)}")
-    heading = element("h3", task_title(task), " ", element("small", _counted(verdicts)))
+    prompts = {str(example.get("prompt", "")) for example in shown}
+    alike = len(prompts) == 1 and len(shown) > 1
+    asked = f", all asked “{prompts.pop()}”" if alike else ""
+    drawn = [card(example, rows, with_prompt=not alike) for _, example in ordered]
+    heading = element(
+        "h3", task_title(task), " ", element("small", f"{len(shown)} inputs{asked}; {_counted(verdicts)}")
+    )
+    cards = element("div", *drawn, class_=f"cards {_shape(shown, boxed)}")
     return fragment(heading, element("div", *_choice(name, rows), cards))
 
 
@@ -56,8 +62,8 @@ def _shape(shown: Sequence[Example], boxed: bool) -> str:
 def _counted(verdicts: Sequence[str]) -> str:
     right, wrong = verdicts.count("right"), verdicts.count("wrong")
     if right or wrong:
-        return f"{len(verdicts)} inputs; the mixture is right on {right} and wrong on {wrong}"
-    return f"{len(verdicts)} inputs; the mixture gave a reference word for word on {verdicts.count('same')}"
+        return f"the mixture is right on {right} and wrong on {wrong}"
+    return f"the mixture gave a reference word for word on {verdicts.count('same')}"
 
 
 def _choice(name: str, rows: Sequence[str]) -> list[Markup]:

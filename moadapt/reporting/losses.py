@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from moadapt.reporting.chart import chart
 from moadapt.reporting.markup import Markup, element, fragment
+from moadapt.reporting.numerals import percent
 from moadapt.reporting.palette import shade_of
 from moadapt.reporting.section import figure, figures, nothing, section, swatch
 from moadapt.reporting.wording import row_words, task_title
@@ -38,7 +39,7 @@ def losses(runs: Mapping[str, Mapping[str, Points]]) -> Markup:
     ]
     note = (
         "Cross-entropy of the expected answer, in nats per token, on the training batches. Thick: mean over a window "
-        f"of {_WINDOW:.0%} of the steps; thin: every step. Lower is better; the scale is logarithmic."
+        f"of {percent(_WINDOW, 0)} of the steps; thin: every step. Lower is better; the scale is logarithmic."
     )
     key = [fragment(swatch(shade_of(run).variable), row_words(run).title, " ") for run in found]
     return section(

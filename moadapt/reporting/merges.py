@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from moadapt.reporting.chart import chart
-from moadapt.reporting.markup import Markup, element, fragment
-from moadapt.reporting.numerals import count, known, small
+from moadapt.reporting.markup import Markup, element
+from moadapt.reporting.numerals import MISSING, count, known, small
 from moadapt.reporting.palette import shade_of
 from moadapt.reporting.paths import shortened
 from moadapt.reporting.section import figure, figures, nothing, section, swatch
@@ -34,7 +34,7 @@ def merges(reports: Sequence[Mapping[str, Any]]) -> Markup:
         "0 is the same)."
     )
     top = max((error for report in reports for error in _errors(report).values()), default=0.0)
-    charts = [_bars(f"merge-{index}", report, top) for index, report in enumerate(reports) if _errors(report)]
+    charts = [_bars(f"merge-{index}", report, top) for index, report in enumerate(reports) if _drawn(report)]
     return section(
         "merges",
         "What merging lost",
@@ -48,19 +48,25 @@ def _errors(report: Mapping[str, Any]) -> dict[str, float]:
     return {site: float(error) for site, error in (report.get("sites") or {}).items() if known(error)}
 
 
+def _drawn(report: Mapping[str, Any]) -> bool:
+    return not report.get("exact") and bool(_errors(report))
+
+
 def _table(reports: Sequence[Mapping[str, Any]]) -> Markup:
-    heads = ["", "for", "method", "exact", "mean site error", "worst site error", "output divergence", "measured on"]
+    texts = [element("th", head, scope="col", class_="text") for head in ("for", "method", "exact")]
+    heads = [element("th", head, scope="col") for head in ("mean site error", "worst site error", "output divergence")]
+    heads.append(element("th", "calibration rows", scope="col"))
+    last = element("th", "divergence on", scope="col", class_="text")
     return element(
         "table",
-        element("thead", element("tr", *(element("th", head, scope="col") for head in heads))),
+        element("thead", element("tr", element("td"), *texts, *heads, last)),
         element("tbody", *map(_row, reports)),
     )
 
 
 def _row(report: Mapping[str, Any]) -> Markup:
     errors = list(_errors(report).values())
-    seen = "rows held out" if report.get("held_out") else "the rows it was made from"
-    rows = f"{seen} ({count(report.get('rows'))} in all)" if report.get("rows") else "no rows"
+    seen = "held-out" if report.get("held_out") else "the same"
     row = str(report["row"])
     return element(
         "tr",
@@ -71,7 +77,8 @@ def _row(report: Mapping[str, Any]) -> Markup:
         element("td", small(fmean(errors)) if errors else small(None)),
         element("td", small(max(errors)) if errors else small(None)),
         element("td", small(report.get("output_kl"))),
-        element("td", rows, class_="text"),
+        element("td", count(report.get("rows"))),
+        element("td", MISSING if report.get("output_kl") is None else seen, class_="text"),
     )
 
 
@@ -83,7 +90,7 @@ def _bars(name: str, report: Mapping[str, Any], top: float) -> Markup:
 
     def draw(axes: Axes) -> None:
         axes.barh(range(len(sites)), [errors[site] for site in sites], height=0.72, color=shade_of(row).light)
-        axes.set_yticks(range(len(sites)), shortened(sites), size=9)
+        axes.set_yticks(range(len(sites)), shortened(sites), size=10)
         axes.set_ylim(len(sites) - 0.4, -0.6)
         axes.set_xlim(0, 1.04 * top or 1)
         axes.tick_params(axis="y", length=0)
@@ -92,6 +99,6 @@ def _bars(name: str, report: Mapping[str, Any], top: float) -> Markup:
 
     cut = f"; the {len(sites)} worst of {len(errors)} sites" if len(sites) < len(errors) else ""
     served = report.get("task") or "all tasks"
-    caption = fragment(row_words(row).title, f", for {served}{cut}")
+    caption = f"{row_words(row).short}: {served}{cut}"
     label = f"Relative error of each site, merge {report.get('method')} for {served}"
     return figure(chart(draw, width=260, height=_BAR * len(sites) + 48, name=name, label=label), caption)

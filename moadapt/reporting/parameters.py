@@ -24,10 +24,18 @@ def parameters(runs: Sequence[Mapping[str, Any]]) -> Markup:
         "A LoRA adapter of rank r adds to a weight matrix the product of two thin ones with r columns and r rows; the "
         "rank sets its size. Counted is what was trained, in single numbers."
     )
-    heads = ["", "ranks", *_PARTS.values(), "together"]
+    heads = [*_PARTS.values(), "together"]
     table = element(
         "table",
-        element("thead", element("tr", *(element("th", head, scope="col") for head in heads))),
+        element(
+            "thead",
+            element(
+                "tr",
+                element("td"),
+                element("th", "ranks", scope="col", class_="text"),
+                *(element("th", head, scope="col") for head in heads),
+            ),
+        ),
         element("tbody", *map(_row, runs)),
     )
     return section("parameters", "Ranks and parameters", element("p", note), element("div", table, class_="wide"))
@@ -40,7 +48,7 @@ def _row(run: Mapping[str, Any]) -> Markup:
     return element(
         "tr",
         element("th", swatch(shade_of(name).variable), row_words(name).title, scope="row"),
-        element("td", ", ".join(ranks) or "none", class_="text"),
+        element("td", ", ".join(ranks) or "none", class_="text wrapped"),
         *(element("td", _share(number, sum(counts))) for number in counts),
         element("td", element("b", count(sum(counts)))),
     )

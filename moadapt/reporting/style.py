@@ -47,7 +47,8 @@ thead th:first-child{text-align:left}
 tbody th{font-weight:500;padding:6px 10px 6px 0;white-space:nowrap}
 tbody td{padding:6px 10px;text-align:right;white-space:nowrap}
 tbody tr{border-top:1px solid var(--rule)}
-td.text{text-align:left;white-space:normal}
+td.text,thead th.text{text-align:left}
+td.wrapped{white-space:normal}
 .results thead tr:first-child th{text-align:left;color:var(--ink);font-weight:600}
 .results th[colspan],.results .edge{border-left:1px solid var(--rule)}
 .results b::before{content:"\\2022";margin-right:.3em;font-weight:400}
@@ -58,7 +59,7 @@ calc(100% - 2px)/calc(var(--share)*(100% - 20px)) 2px no-repeat}
 .narrow{width:auto}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(258px,1fr));gap:12px}
 .card{display:grid;grid-template-columns:100px 1fr;grid-template-rows:auto 1fr;gap:4px 10px;align-items:start;
-background:var(--raised);border-radius:4px;padding:10px;font-size:13.5px;line-height:1.4}
+align-content:start;background:var(--raised);border-radius:4px;padding:10px;font-size:13.5px;line-height:1.4}
 .picture,.lost{grid-row:1/3}
 .long .picture,.long .lost{grid-row:1}
 .long .answers{grid-column:1/3}
@@ -75,6 +76,7 @@ q.aside{display:block;padding-left:1.2em}
 .answers{font-size:13px;margin-top:2px}
 .answers td{padding:2px 0;text-align:left;white-space:normal;vertical-align:top}
 .answers .mark{width:1.4em}
+.answers .mark+td{min-width:4.5em}
 .answers .who{text-align:right;white-space:nowrap;padding-left:8px}
 .right{color:var(--right);font-weight:700}
 .wrong{color:var(--wrong);font-weight:700}
@@ -116,12 +118,29 @@ tbody th{white-space:normal;min-width:108px}
 
 _PAPER = """
 @page{margin:14mm}
-body{font-size:10.5pt}
+body{font-size:9.5pt}
 main,header,footer{max-width:none;padding:0}
 nav,.pick,.pick+label:not(.pick:checked+label){display:none}
 .pick+label{border:0;padding:0}
-.card,figure,tr,pre{break-inside:avoid}
-h2,h3{break-after:avoid}
+.card,figure,.wide,pre,.legend div{break-inside:avoid}
+.cards,.figures{grid-template-columns:repeat(3,1fr)}
+.cards.tall,.settings{grid-template-columns:repeat(4,1fr)}
+.figures:has(>:nth-child(4)){grid-template-columns:repeat(2,1fr)}
+.legend,.settings{font-size:8.5pt}
+.legend{grid-template-columns:repeat(3,1fr)}
+.inline{grid-template-columns:repeat(2,1fr);font-size:7.5pt}
+figure{max-width:80mm}
+.cards{gap:8px}
+.card{grid-template-columns:72px 1fr;padding:6px;font-size:8pt}
+.card .aside,.card details p,.card summary,.answers,.aside,.key{font-size:7.5pt}
+.answers .mark{width:1.2em}
+.answers .mark+td{min-width:4em}
+.settings{break-before:avoid}
+h2,h3,.ask{break-after:avoid}
+h1{font-size:18pt}
+h2{font-size:13pt}
+h3{font-size:10.5pt}
+section{padding:12px 0 0;margin-top:12px}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .wide{overflow:visible}
 table{font-size:8.5pt}

@@ -65,7 +65,7 @@ class Collator:
         """Pick one of the answers: each turn another, in an order of the row's own, until all were seen."""
         answers = item.example.answers
         order = np.random.default_rng([self.seed, 2, item.row]).permutation(len(answers))
-        return answers[order[item.turn % len(answers)]]
+        return answers[int(order[item.turn % len(answers)])]
 
 
 def open_picture(example: Example) -> Image.Image:

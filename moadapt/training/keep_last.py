@@ -18,7 +18,7 @@ LAST = "last.ckpt"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):  # noqa: N818, the run is in order
+class Stopped(Exception):
     """A signal asked to stop; everything is saved.
 
     Args:
@@ -139,5 +139,6 @@ class KeepLast(Callback):
 def _owes_validation(trainer: Trainer) -> bool:
     """Tell whether the step that ends now is followed by a validation."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-    ends = loop.batch_progress.total.completed < loop.batch_progress.total.processed
+    counts: Any = loop.batch_progress.total
+    ends = counts.completed < counts.processed
     return ends and fetcher is not None and loop._should_check_val_fx(fetcher)

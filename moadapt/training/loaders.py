@@ -95,8 +95,8 @@ class TrainLoader:
         changed = [f"{name} was {state[name]} and is {now}" for name, now in own.items() if state[name] != now]
         if changed:
             raise ValueError(
-                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same tasks, "
-                "batch_size and seed, or start a new run"
+                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same "
+                "tasks, batch_size and seed, or start a new run"
             )
         self.steps_done = state["epoch"] * len(self) + state["step"]
 

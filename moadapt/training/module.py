@@ -1,4 +1,4 @@
-"""What training modules share: answer loss over mixed batches, generation and scores task by task, small checkpoints."""
+"""What training modules share: answer loss over mixed batches, scores task by task, small checkpoints."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -98,6 +98,7 @@ class TaskModule(lightning.LightningModule, ABC):
         tokens = sums[1].sum()
         if self._nominal is None:  # the first batch of those whose gradients are accumulated
             self._nominal, self._tokens = tokens, torch.zeros_like(tokens)
+        assert self._tokens is not None, "set with the first batch"
         self._tokens = self._tokens + tokens
         # Processes' gradients are averaged, so each counts its share times their number.
         return losses.sum() * self.trainer.world_size / self._nominal
@@ -188,7 +189,7 @@ class TaskModule(lightning.LightningModule, ABC):
             for (name, row, example), text in zip(rows, texts, strict=True)
         ]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return adapters and routers, not the base."""
         return dict(self.tensors())
 

@@ -56,7 +56,7 @@ class PeftModule(TaskModule):
 
     def roles(self) -> dict[nn.Parameter, Role]:
         """Return every trained parameter with its tower."""
-        base = self.peft_model.base_model.model
+        base: Any = self.peft_model.base_model.model
         return {p: Role(self._tower(name), "adapter") for name, p in base.named_parameters() if p.requires_grad}
 
     def tensors(self) -> dict[str, Tensor]:

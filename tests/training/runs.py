@@ -28,15 +28,18 @@ class Watch(Callback):
     trained: list[tuple[int, ...]] = field(default_factory=list)
     validated: list[int] = field(default_factory=list)
     ended: int = 0
-    _batches: int = 0
+    checked: int = 0
+    announce: bool = False
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
         self.trained.append((trainer.global_step, trainer.current_epoch, batch.step, *batch.rows.tolist()))
+        if self.announce:
+            print("step", trainer.global_step, flush=True)
         self._fire("train", trainer.global_step)
 
     def on_validation_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
-        self._fire("validation", self._batches)
-        self._batches += 1
+        self._fire("validation", self.checked)
+        self.checked += 1
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         self.validated.append(trainer.global_step)
@@ -70,17 +73,23 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> lightning.Tra
 
 
 def run(
-    folder: Path, base: str, at: tuple[str, int] | None = None, workers: int = 0, **options: Any
+    folder: Path,
+    base: str,
+    at: tuple[str, int] | None = None,
+    workers: int = 0,
+    announce: bool = False,
+    **options: Any,
 ) -> tuple[Any, Watch]:
     """Train, from `last.ckpt` where there is one; return the tensors, or None where it was stopped."""
     lightning.seed_everything(0, verbose=False)
     data = MixedTasks(base, toy.toy_tasks(folder.parent), batch_size=3, num_workers=workers)
-    watch, last = Watch(at), folder / "last.ckpt"
+    watch, last = Watch(at, announce=announce), folder / "last.ckpt"
     made = module(base)
     try:
         fit = trainer(folder, watch, KeepLast(folder, every_n_steps=1000), **options)
         fit.fit(made, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
     except Stopped as stop:
-        assert stop.file == last
+        if stop.file != last:
+            raise
         return None, watch
     return {name: tensor.clone() for name, tensor in made.state_dict().items()}, watch

@@ -57,7 +57,9 @@ def trained(folder: Path, base: str, processes: int, router: RouterSpec | None, 
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
-@pytest.mark.parametrize("router", [ByTask(), TopK(k=1), TopK(k=2, scope="token"), None], ids=["task", "top1", "top2", "shared"])
+@pytest.mark.parametrize(
+    "router", [ByTask(), TopK(k=1), TopK(k=2, scope="token"), None], ids=["task", "top1", "top2", "shared"]
+)
 def test_two_processes_with_different_tasks_train_as_one(
     tmp_path: Path, base: str, router: RouterSpec | None, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,4 +69,6 @@ def test_two_processes_with_different_tasks_train_as_one(
     assert one.keys() == two.keys()
     for name in one:
         # routers and pooled features are float32 by design; everything else is float64
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-9 if isinstance(router, ByTask | None) else 1e-6)
+        torch.testing.assert_close(
+            two[name], one[name], rtol=0, atol=1e-9 if isinstance(router, ByTask | None) else 1e-6
+        )

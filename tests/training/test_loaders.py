@@ -31,7 +31,7 @@ def test_processes_share_the_batches_of_one(rows: Rows) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(rows: Rows) -> None:
-    with pytest.raises(ValueError, match="batch_size is 4.*multiple of 3"):
+    with pytest.raises(ValueError, match=r"batch_size is 4.*multiple of 3"):
         train(rows, processes=3)
 
 
@@ -51,7 +51,7 @@ def test_a_loader_goes_on_where_its_state_was_taken(rows: Rows, done: int, worke
     if done:
         again.load_state_dict(first.state_dict())
     rest = [batch for _ in range(3) for batch in again]
-    assert [batch.step for batch in rest][0] == done
+    assert next(batch.step for batch in rest) == done
     for mine, theirs in zip(rest, whole[done:], strict=False):
         assert (mine.step, mine.rows.tolist()) == (theirs.step, theirs.rows.tolist())
         assert all(torch.equal(mine.inputs[name], theirs.inputs[name]) for name in theirs.inputs)

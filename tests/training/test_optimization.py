@@ -9,7 +9,9 @@ from moadapt.training.optimization import Optimization, Role, check_groups, para
 
 def test_groups_have_the_rates_of_tower_and_kind_and_leave_vectors_undecayed() -> None:
     model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("vision", "language", "router")})
-    roles = {p: Role(name, "router" if name == "router" else "expert") for name, m in model.items() for p in m.parameters()}
+    roles = {
+        p: Role(name, "router" if name == "router" else "expert") for name, m in model.items() for p in m.parameters()
+    }
     settings = Optimization(
         learning_rate=2e-4, router_learning_rate=3e-5, tower_learning_rates={"vision": 1e-4}, weight_decay=0.1
     )

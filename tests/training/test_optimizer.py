@@ -36,7 +36,7 @@ USED = [{0, 1, 2}, {0}, {0}, {1}, set(), {0, 2}]
 def test_rows_of_an_expert_move_as_a_parameter_of_their_own() -> None:
     whole = stacks()
     moved = optimizer(*whole)
-    parts = {(i, e): nn.Parameter(whole[i].detach()[ROWS == e].clone()) for i in range(2) for e in range(3)}
+    parts = {(i, e): nn.Parameter(whole[i].detach()[e == ROWS].clone()) for i in range(2) for e in range(3)}
     other = nn.Parameter(whole[2].detach().clone())
     groups = [{"params": list(parts.values())}, {"params": [other], "weight_decay": 0.0, "lr": 0.01}]
     plain = torch.optim.AdamW(groups, **SETTINGS)  # type: ignore[arg-type]
@@ -45,12 +45,12 @@ def test_rows_of_an_expert_move_as_a_parameter_of_their_own() -> None:
         for (i, e), part in parts.items():
             gradient = whole[i].grad
             assert gradient is not None
-            part.grad = gradient[ROWS == e].clone() if e in used else None
+            part.grad = gradient[e == ROWS].clone() if e in used else None
         other.grad = whole[2].grad
         moved.step()
         plain.step()
     for (i, e), part in parts.items():
-        assert torch.equal(whole[i][ROWS == e], part)
+        assert torch.equal(whole[i][e == ROWS], part)
     assert torch.equal(whole[2], other)
 
 

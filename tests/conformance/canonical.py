@@ -1,0 +1,164 @@
+"""What every law is tested over: families and routers from the registries, routings as values, and placements."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingContext, attach
+from moadapt.adapters import FamilySpec
+from moadapt.registry import FAMILIES, ROUTERS
+from moadapt.routing import PER, Scope
+from tests.models import randomize, tiny_llava
+
+EXPERTS = ("ask", "tell", "find")
+TASKS = list(EXPERTS)
+LANGUAGE = Placement()
+EVERYWHERE = Placement(towers=("vision", "connector", "language"))
+PLACEMENTS = {"language": LANGUAGE, "everywhere": EVERYWHERE}
+FAMILY_PARAMS = [pytest.param(family, id=name) for name, family in FAMILIES]
+ROUTING_NAMES = (
+    "constant", "task", "sequence_dense", "sequence_sparse", "token_dense", "token_sparse", "heads", "blended"
+)  # fmt: skip
+
+
+def routing_value(
+    name: str, *, rows: int, tokens: int, experts: int = 3, dtype: torch.dtype = torch.float32
+) -> Routing:
+    """Make one of the canonical routings.
+
+    Args:
+        name: One of `ROUTING_NAMES`.
+        rows: B.
+        tokens: T.
+        experts: E.
+        dtype: Of the weights.
+    """
+    generator = torch.Generator().manual_seed(11)
+
+    def dense(*axes: int) -> Tensor:
+        return torch.randn(*axes, experts, generator=generator, dtype=dtype).softmax(-1)
+
+    def sparse(*axes: int) -> Routing:
+        weights, indices = dense(*axes).topk(min(2, experts), dim=-1)
+        return Routing(weights, experts, indices)
+
+    if name == "task":
+        found = Routing.of_rows(torch.arange(rows) % experts, experts)
+        return Routing(found.weights.to(dtype), experts, found.indices)
+    makers = {
+        "constant": lambda: Routing.constant(dense()),
+        "sequence_dense": lambda: Routing(dense(rows, 1, 1), experts),
+        "sequence_sparse": lambda: sparse(rows, 1, 1),
+        "token_dense": lambda: Routing(dense(rows, tokens, 1), experts),
+        "token_sparse": lambda: sparse(rows, tokens, 1),
+        "heads": lambda: Routing(dense(rows, 1, 2), experts),
+        "blended": lambda: Routing(dense(rows, 1, 2), experts, combines="parameters"),
+    }
+    return makers[name]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(RouterSpec):
+    """A router spec that gives one value whatever comes."""
+
+    value: Routing
+    depends_on: ClassVar[Literal["nothing", "task", "input"]] = "nothing"
+
+    def build(self, dim: int, num_experts: int) -> "GivenRouter":
+        return GivenRouter(self.value)
+
+
+class GivenRouter(Router):
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, value: Routing) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, context: RoutingContext) -> Routing:
+        return self.value
+
+    def grow(self, count: int) -> None:
+        raise NotImplementedError
+
+    def trim(self, keep: Any) -> None:
+        raise NotImplementedError
+
+
+def router_specs(*, scope: Scope | None = None, depends_on: str | None = None) -> Iterator[RouterSpec]:
+    """Every registered router in every scope at every place, built from its defaults.
+
+    Args:
+        scope: Only this one.
+        depends_on: Only routers that depend on this.
+    """
+    for _, router in ROUTERS:
+        if depends_on is not None and router.depends_on != depends_on:
+            continue
+        for chosen in router.scopes:
+            if scope is None or scope == chosen:
+                places = PER if router.depends_on == "input" else ("model",)
+                yield from (router(scope=chosen, per=per) for per in places)
+
+
+def is_legal(router: RouterSpec, placement: Placement) -> bool:
+    """Tell whether a router's weights can reach every site of a placement."""
+    return placement is LANGUAGE or (router.scope, router.per, router.depends_on) != ("token", "model", "input")
+
+
+def label(router: RouterSpec) -> str:
+    return f"{ROUTERS.name_of(type(router))}-{router.scope}-{router.per}"
+
+
+def router_cases(*, scope: Scope | None = None, depends_on: str | None = None) -> list[Any]:
+    """Parameters (router, placement), illegal pairs left out."""
+    return [
+        pytest.param(router, placement, id=f"{label(router)}-{where}")
+        for router in router_specs(scope=scope, depends_on=depends_on)
+        for where, placement in PLACEMENTS.items()
+        if is_legal(router, placement)
+    ]
+
+
+def make(
+    router: RouterSpec | None,
+    placement: Placement = EVERYWHERE,
+    *,
+    family: type[FamilySpec] | None = None,
+    shared: bool = True,
+    fresh: bool = False,
+    base: Any = None,
+) -> Mixture:
+    """Attach three experts to a tiny LLaVA.
+
+    Args:
+        router: Of the experts; None leaves them out.
+        placement: Of all adapters.
+        family: Of all adapters; by default the first that is registered.
+        shared: Whether there is a shared adapter.
+        fresh: Whether adapters and routers keep their initial weights.
+        base: Another base.
+    """
+    family = family or next(iter(FAMILIES))[1]
+    mixture = attach(
+        tiny_llava() if base is None else base,
+        shared=family() if shared or router is None else None,
+        experts=None if router is None else {name: family() for name in EXPERTS},
+        router=router,
+        placement=placement,
+    )
+    if not fresh:
+        randomize(mixture)
+    return mixture.eval()
+
+
+def weights_by_place(mixture: Mixture, **inputs: Any) -> dict[str, Tensor]:
+    """Run a mixture and return the dense weights of every place."""
+    with torch.no_grad(), mixture.trace() as trace:
+        mixture(**inputs)
+    assert all(len(found) == 1 for found in trace.routings.values())
+    return {place: found[0] for place, found in trace.routings.items()}

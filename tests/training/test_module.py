@@ -1,0 +1,202 @@
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from moadapt.adapters import LoRA
+from moadapt.routing import RouterSpec
+from moadapt.sites import Placement
+from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
+from moadapt.training.module import TaskModule
+from moadapt_routers import ByTask, TopK
+from tests.training import runs, toy
+from tests.training.runs import trainer
+
+FAST = Optimization(learning_rate=2e-2)
+EXPERTS = {"small": LoRA(rank=2), "large": LoRA(rank=3)}
+
+
+def mixture(base: str, router: RouterSpec | None = None, **options: Any) -> MixtureModule:
+    given = {"optimization": FAST, "shared": LoRA(rank=2), **options}
+    return MixtureModule(base, EXPERTS, router=router or TopK(k=1), **given)
+
+
+def plain(base: str) -> PeftModule:
+    return PeftModule(base, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), optimization=FAST)
+
+
+@pytest.mark.parametrize("make", [mixture, plain])
+def test_training_lowers_the_loss_and_leaves_the_base_alone(tmp_path: Path, base: str, make: Any) -> None:
+    module, data = make(base), MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5)
+    module.configure_model()
+    frozen = {n: p.detach().clone() for n, p in module.transformer.named_parameters() if not p.requires_grad}
+    losses: list[float] = []
+    module.on_before_zero_grad = lambda optimizer: losses.append(float(module.trainer.callback_metrics.get("loss", 0)))
+    fit = trainer(tmp_path, max_steps=20, limit_val_batches=0)
+    fit.fit(module, datamodule=data)
+    assert float(fit.callback_metrics["loss"]) < 0.8 * losses[1]
+    assert {"loss/small", "loss/large"} <= set(fit.callback_metrics)
+    now = dict(module.transformer.named_parameters())
+    assert all(torch.equal(now[name], tensor) for name, tensor in frozen.items())
+
+
+@pytest.mark.parametrize("make", [mixture, plain])
+def test_a_checkpoint_holds_no_base_loads_as_weights_only_and_gives_the_same_scores(
+    tmp_path: Path, base: str, make: Any
+) -> None:
+    data = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5)
+    first = make(base)
+    fit = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    fit.fit(first, datamodule=data)
+    fit.save_checkpoint(tmp_path / "some.ckpt")
+    stored = torch.load(tmp_path / "some.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == first.tensors().keys()
+    assert stored["optimizer_states"][0]["state"]
+    assert stored["lr_schedulers"]
+    assert stored["MixedTasks"] == {"seed": 0, "epoch": 1, "step": 0, "steps_per_epoch": 2}
+    second = make(base)
+    trainer(tmp_path).validate(
+        second, datamodule=data, ckpt_path=tmp_path / "some.ckpt", verbose=False, weights_only=True
+    )
+    assert all(torch.equal(second.tensors()[name], tensor) for name, tensor in first.tensors().items())
+
+
+@pytest.mark.parametrize("make", [mixture, plain])
+def test_loading_is_strict_about_names_and_shapes(base: str, make: Any) -> None:
+    module = make(base)
+    module.configure_model()
+    whole: dict[str, Tensor] = dict(module.state_dict())
+    first = next(iter(whole))
+    for wrong in (
+        {name: tensor for name, tensor in whole.items() if name != first},
+        {**whole, "more": whole[first]},
+        {**whole, first: whole[first][:, :1]},
+    ):
+        with pytest.raises(ValueError, match="1 tensors are missing, unknown or of another shape"):
+            module.load_state_dict(wrong)
+    module.load_state_dict(whole)
+
+
+def test_scores_are_logged_task_by_task_with_their_mean(tmp_path: Path, base: str) -> None:
+    data = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=4)
+    module = mixture(base)
+    check = trainer(tmp_path)
+    (logged,) = check.test(module, datamodule=data, verbose=False)
+    assert set(logged) == {"small/exact", "large/exact", "score"}
+    assert logged["score"] == pytest.approx((logged["small/exact"] + logged["large/exact"]) / 2)
+    right = {"small": [0, 0], "large": [0, 0]}
+    for batch in check.predict(module, datamodule=data) or []:
+        for row in batch:
+            right[row["task"]][0] += row["prediction"] == row["reference"]
+            right[row["task"]][1] += 1
+    assert right["small"][1] == 6
+    assert right["large"][1] == 4
+    assert {f"{task}/exact": pytest.approx(a / b) for task, (a, b) in right.items()}.items() <= logged.items()
+
+
+def test_predictions_are_what_generating_row_by_row_gives(tmp_path: Path, base: str) -> None:
+    module = mixture(base)
+    rows = [
+        {(row["task"], row["row"]): row["text"] for batch in found or [] for row in batch}
+        for size in (1, 10)
+        for found in [
+            trainer(tmp_path).predict(
+                module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=2, eval_batch_size=size)
+            )
+        ]
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 10
+
+
+@pytest.mark.parametrize(
+    ("router", "pass_task", "told"), [(TopK(k=1), False, False), (TopK(k=1), True, True), (ByTask(), False, True)]
+)
+def test_a_mixture_is_told_the_task_where_asked_or_needed(
+    tmp_path: Path, base: str, router: RouterSpec, pass_task: bool, told: bool
+) -> None:
+    module = mixture(base, router, pass_task=pass_task)
+    data = MixedTasks(base, toy.toy_tasks(tmp_path))
+    data.setup("test")
+    assert ("task" in module.options(next(iter(data.test_dataloader())))) == told
+
+
+def test_roles_follow_tower_and_kind(base: str) -> None:
+    everywhere = Placement(towers=("vision", "connector", "language"), kinds=("attention", "mlp", "projector"))
+    module = mixture(base, placement=everywhere)
+    module.configure_model()
+    roles = module.roles()
+    assert {(role.tower, role.kind) for role in roles.values()} == {
+        *((tower, kind) for tower in ("vision", "connector", "language") for kind in ("shared", "expert")),
+        ("router", "router"),
+    }
+    assert {id(p) for p in roles} == {id(p) for p in module.parameters() if p.requires_grad}
+    for site, bank in module.mixture.banks():
+        assert all(roles[p].tower == site.tower for p in bank.parameters())
+
+
+def gradients(module: TaskModule, data: MixedTasks, folder: Path, **options: Any) -> dict[str, Tensor]:
+    """The gradients of the first optimiser step."""
+    found: dict[str, Tensor] = {}
+
+    def keep(optimizer: torch.optim.Optimizer) -> None:
+        type(module).on_before_optimizer_step(module, optimizer)
+        found.update({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+
+    module.on_before_optimizer_step = keep  # type: ignore[method-assign]
+    trainer(folder, max_steps=1, limit_val_batches=0, precision="64-true", **options).fit(module, datamodule=data)
+    return found
+
+
+def test_accumulated_batches_give_the_gradient_of_one_batch(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    modules = [mixture(base, ByTask()) for _ in range(2)]
+    for module in modules:
+        module.configure_model()
+        for parameter in module.roles():
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(parameter)))
+    tasks = toy.toy_tasks(tmp_path, rows=(6, 3))
+    whole = gradients(modules[0], MixedTasks(base, tasks, batch_size=9), tmp_path)
+    # the same nine rows in three batches of unequal numbers of tokens, given in order
+    monkeypatch.setattr("moadapt.training.order.MixedOrder.batch", _in_order)
+    parts = gradients(modules[1], MixedTasks(base, tasks, batch_size=3), tmp_path, accumulate_grad_batches=3)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-10)
+
+
+def _in_order(order: Any, epoch: int, step: int) -> list[Any]:
+    from moadapt.training.order import Draw
+
+    return [Draw(row, 0) for row in range(step * order.batch_size, (step + 1) * order.batch_size)]
+
+
+def test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before(tmp_path: Path, base: str) -> None:
+    results = []
+    for noise in (1, 2):
+        torch.manual_seed(0)
+        module = runs.module(base, dropout=0.5)
+        module.configure_model()
+        torch.manual_seed(noise)
+        data = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5)
+        trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(module, datamodule=data)
+        results.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_a_cosine_without_an_end_is_refused(tmp_path: Path, base: str) -> None:
+    data = MixedTasks(base, toy.toy_tasks(tmp_path))
+    with pytest.raises(ValueError, match="a cosine needs an end"):
+        trainer(tmp_path, max_epochs=-1).fit(mixture(base), datamodule=data)
+
+
+def test_a_trainer_without_the_tasks_is_told_what_it_needs(tmp_path: Path, base: str) -> None:
+    data = MixedTasks(base, toy.toy_tasks(tmp_path))
+    data.setup("test")
+    with pytest.raises(ValueError, match=r"give the trainer datamodule=MixedTasks"):
+        trainer(tmp_path).test(mixture(base), dataloaders=data.test_dataloader())
