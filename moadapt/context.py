@@ -169,7 +169,8 @@ class CallContext:
             return
         if call.image is None and self._image_token is not None:
             raise ValueError(
-                "a router by sequence reads text and image tokens apart, and inputs_embeds does not tell them; pass input_ids"
+                "a router by sequence reads text and image tokens apart, and inputs_embeds does not tell them; pass "
+                "input_ids"
             )
         if request.prompt_shape is not None and call.prompt.shape[1] < request.prompt_shape[1]:
             raise ValueError(
