@@ -45,6 +45,8 @@ _STYLE: Any = {  # some releases of matplotlib type the keys
 _VARIABLES = {shade.light: f"var({shade.variable})" for shade in SHADES}
 _COLOUR = re.compile("|".join(map(re.escape, _VARIABLES)))
 _FONT = re.compile(r"font: (?:\w+ )*([\d.]+px)[^;\"]*")
+_FAMILY = re.compile(r"font-family: [^;\"]*;? ?")
+_DROPPED = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
 _IDENTITY = re.compile(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)')
 
 
@@ -65,24 +67,16 @@ def chart(draw: Draw, *, width: float, height: float, name: str, label: str) -> 
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawn = file.getvalue()
-    opening, inner = _apart(drawn[drawn.index("<svg") :])
+    opening, inner = re.split(r"(?<=>)", drawn[drawn.index("<svg") : drawn.rindex("</svg>")], maxsplit=1)
     box = re.search(r'viewBox="([^"]*)"', opening)
     assert box, "matplotlib writes a viewBox"
+    inner = _DROPPED.sub("", inner)
     content = Markup(re.sub(r"<[^>]+>", lambda tag: _themed(tag[0], name), inner))
     return element("svg", content, class_="chart", viewBox=box[1], role="img", aria_label=label)
 
 
-def _apart(svg: str) -> tuple[str, str]:
-    """Split a document into its first tag and what stands between that and the last."""
-    start = svg.index(">") + 1
-    return svg[:start], _dropped(svg[start : svg.rindex("</svg>")])
-
-
-def _dropped(inner: str) -> str:
-    return re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.DOTALL)
-
-
 def _themed(tag: str, name: str) -> str:
     """Give one tag the page's colours and font, and identities that no other chart has."""
+    tag = _FAMILY.sub("", tag)
     tag = _FONT.sub(r"font-size: \1", _COLOUR.sub(lambda found: _VARIABLES[found[0]], tag))
     return _IDENTITY.sub(f"{name}-", tag)

@@ -13,15 +13,18 @@ from moadapt.reporting.chart import chart
 from moadapt.reporting.markup import Markup, element, fragment
 from moadapt.reporting.numerals import percent
 from moadapt.reporting.palette import ACCENT, GROUND, INK, ON_ACCENT
-from moadapt.reporting.paths import shortened
+from moadapt.reporting.paths import clipped, shortened
 from moadapt.reporting.section import figure, figures, nothing, section
 from moadapt.reporting.wording import task_title
 
 Weights = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
 """(places, tasks, experts)."""
+Shares = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _ROW, _LOWEST_ROW, _NUMBERED_ROW, _HIGHEST = 30, 3, 13, 620
+_MOST_NUMBERED = 8
 _DARKEST = 0.95
+_WIDTH, _CHARACTER = 340, 6
 
 
 def routing(table: Mapping[str, Any]) -> Markup:
@@ -42,16 +45,17 @@ def routing(table: Mapping[str, Any]) -> Markup:
         figure(_heat_map(f"routing-{index}", task, weights[:, index], experts, places), task_title(task))
         for index, task in enumerate(tasks)
     ]
+    found = _sentences(weights, experts, places, tasks)
     return section(
         "routing",
         "Routing",
         element("p", note),
-        element("p", *_sentences(weights, experts, places, tasks), class_="finding"),
+        element("p", *found, class_="finding") if found else None,
         figures(*panels),
     )
 
 
-def moved(weights: Weights) -> dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def moved(weights: Weights) -> dict[tuple[int, int], Shares]:
     """Return for each pair of tasks how much of the weight changes hands between them, at each place.
 
     That is half the sum of absolute differences, each routing scaled to sum to one: 0 where two tasks are routed alike,
@@ -69,50 +73,64 @@ def moved(weights: Weights) -> dict[tuple[int, int], np.ndarray[tuple[int], np.d
 def _sentences(
     weights: Weights, experts: Sequence[str], places: Sequence[str], tasks: Sequence[str]
 ) -> list[Markup | str]:
-    parts: list[Markup | str] = []
-    changes = moved(weights)
-    if changes:
-        by_place = np.mean(list(changes.values()), axis=0)
-        (a, b), most = max(changes.items(), key=lambda item: float(item[1].mean()))
-        place = int(by_place.argmax())
-        parts += [
-            "From one task to another, on average ",
-            element("b", percent(float(by_place.mean()))),
-            " of the weight moves to other experts (0 % would be the same routing for all, 100 % no shared expert). ",
-            f"It is most between {tasks[a]} and {tasks[b]} ({percent(float(most.mean()))})",
-            f", and at {places[place]} ({percent(float(by_place[place]))}). " if len(places) > 1 else ". ",
-        ]
-    own = [weights[:, index, experts.index(task)].mean() for index, task in enumerate(tasks) if task in experts]
-    if own:
-        given = [
-            fragment(element("b", percent(float(share))), f" for {task}") for share, task in _named(own, tasks, experts)
-        ]
-        parts.append("The expert that bears a task's name gets, of inputs of that task, ")
-        parts += [fragment(", " if index else "", text) for index, text in enumerate(given)]
-        parts.append(f"; an even split would be {percent(1 / len(experts))}.")
-    return parts
+    return [*_between_tasks(moved(weights), places, tasks), *_own_experts(weights, experts, tasks)]
 
 
-def _named(shares: Sequence[Any], tasks: Sequence[str], experts: Sequence[str]) -> list[tuple[float, str]]:
-    return list(zip(map(float, shares), [task for task in tasks if task in experts], strict=True))
+def _between_tasks(
+    changes: Mapping[tuple[int, int], Shares], places: Sequence[str], tasks: Sequence[str]
+) -> list[Markup | str]:
+    """Say how differently tasks are routed, where there are two."""
+    if not changes:
+        return []
+    by_place = np.mean(list(changes.values()), axis=0)
+    (a, b), most = max(changes.items(), key=lambda item: float(item[1].mean()))
+    place = int(by_place.argmax())
+    where = f", and at {places[place]} ({percent(float(by_place[place]))})" if len(places) > 1 else ""
+    return [
+        "From one task to another, on average ",
+        element("b", percent(float(by_place.mean()))),
+        " of the weight moves to other experts (0 % would be the same routing for all, 100 % no shared expert). ",
+        f"It is most between {tasks[a]} and {tasks[b]} ({percent(float(most.mean()))}){where}. ",
+    ]
+
+
+def _own_experts(weights: Weights, experts: Sequence[str], tasks: Sequence[str]) -> list[Markup | str]:
+    """Say how much goes to the experts that are named after tasks, where there are some."""
+    own = {
+        task: float(weights[:, index, experts.index(task)].mean())
+        for index, task in enumerate(tasks)
+        if task in experts
+    }
+    if not own:
+        return []
+    given = [fragment(element("b", percent(share)), f" for {task}") for task, share in own.items()]
+    listing = [fragment(", " if index else "", text) for index, text in enumerate(given)]
+    even = percent(1 / len(experts))
+    start = "The expert that bears a task's name gets, of inputs of that task, "
+    return [start, *listing, f"; an even split would be {even}."]
 
 
 def _heat_map(
     name: str, task: str, weights: np.ndarray[Any, Any], experts: Sequence[str], places: Sequence[str]
 ) -> Markup:
     row = max(_LOWEST_ROW, min(_ROW, _HIGHEST / len(places)))
+    every = 1 if row >= _NUMBERED_ROW else int(np.ceil(_NUMBERED_ROW / row))
+    columns = [clipped(expert) for expert in experts]
+    upright = _CHARACTER * sum(map(len, columns)) > _WIDTH / 2
+    head = _CHARACTER * max(map(len, columns)) if upright else 0
 
     def draw(axes: Axes) -> None:
         for (place, expert), weight in np.ndenumerate(weights):
             alpha = _DARKEST * float(np.clip(weight, 0, 1))
             axes.add_patch(_cell(expert, place, alpha))
-            if row >= _NUMBERED_ROW:
+            if every == 1 and len(experts) <= _MOST_NUMBERED:
                 colour = ON_ACCENT if alpha > 0.75 else INK
                 axes.text(expert, place, f"{weight:.2f}", color=colour.light, ha="center", va="center", size=10)
-        _frame(axes, experts, places, every=1 if row >= _NUMBERED_ROW else int(np.ceil(_NUMBERED_ROW / row)))
+        _frame(axes, places, every)
+        axes.set_xticks(range(len(columns)), columns, rotation=90 if upright else 0)
 
     label = f"Mean weight of each expert at each place, for inputs of {task}"
-    return chart(draw, width=340, height=row * len(places) + 62, name=name, label=label)
+    return chart(draw, width=_WIDTH, height=row * len(places) + head + 62, name=name, label=label)
 
 
 def _cell(expert: int, place: int, alpha: float) -> Rectangle:
@@ -120,10 +138,9 @@ def _cell(expert: int, place: int, alpha: float) -> Rectangle:
     return Rectangle(corner, 1, 1, facecolor=to_rgba(ACCENT.light, alpha), edgecolor=GROUND.light, linewidth=1)
 
 
-def _frame(axes: Axes, experts: Sequence[str], places: Sequence[str], every: int) -> None:
-    axes.set_xlim(-0.5, len(experts) - 0.5)
+def _frame(axes: Axes, places: Sequence[str], every: int) -> None:
+    axes.autoscale_view(tight=True)
     axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_xticks(range(len(experts)), experts)
     axes.set_yticks(range(0, len(places), every), shortened(places)[::every])
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")

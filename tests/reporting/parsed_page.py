@@ -15,7 +15,7 @@ class Element:
     @property
     def words(self) -> str:
         """The text in it and below it."""
-        return " ".join("".join(self.text).split())
+        return " ".join(" ".join(self.text).split())
 
 
 class ParsedPage(HTMLParser):

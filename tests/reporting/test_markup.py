@@ -20,8 +20,8 @@ def test_attributes_are_named_and_left_out() -> None:
     ("written", "expected"),
     [
         (fixed(0.125, 2), "0.12"),
-        (fixed(None), "–"),
-        (fixed(float("nan")), "–"),
+        (fixed(None), "\N{EN DASH}"),
+        (fixed(float("nan")), "\N{EN DASH}"),
         (percent(0.5), "50.0\N{NO-BREAK SPACE}%"),
         (count(1234567), "1\N{NARROW NO-BREAK SPACE}234\N{NARROW NO-BREAK SPACE}567"),
         (signed(-0.26, 1), "\N{MINUS SIGN}0.3"),
@@ -33,7 +33,7 @@ def test_attributes_are_named_and_left_out() -> None:
         (duration(59.6), "60 seconds"),
         (duration(287.4), "5 minutes"),
         (duration(3 * 3600 + 120), "3 h 2 min"),
-        (duration(None), "–"),
+        (duration(None), "\N{EN DASH}"),
     ],
 )
 def test_numbers(written: str, expected: str) -> None:
