@@ -41,10 +41,11 @@ def test_every_colour_is_told_apart_from_every_other() -> None:
     assert f"{shade_of('base').variable}:{shade_of('base').dark};" in variables(dark=True)
 
 
-def test_shortened_keeps_short_and_single_paths() -> None:
-    assert shortened(["model.language_model.layers.0.self_attn.q_proj"]) == [
-        "model.language_model.layers.0.self_attn.q_proj"
-    ]
+def test_shortened_keeps_short_paths_and_clips_a_long_one() -> None:
+    path = "model.language_model.layers.0.self_attn.q_proj"
+    (short,) = shortened([path])
+    assert len(short) == 30
+    assert path.endswith(short.removeprefix("\N{HORIZONTAL ELLIPSIS}"))
     assert shortened(["a.b", "a.c"]) == ["a.b", "a.c"]
 
 
