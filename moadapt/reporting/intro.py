@@ -9,6 +9,9 @@ from moadapt.reporting.palette import shade_of
 from moadapt.reporting.section import defined, section, swatch
 from moadapt.reporting.wording import TASKS, listed, row_words, spelled
 
+_READING = ("softmax", "top_k")
+"""Routers that look at the input."""
+
 
 def introduction(details: Mapping[str, Any]) -> Markup:
     """Say what was trained, on what, and what the rows of the results are.
@@ -53,6 +56,9 @@ def _circumstances(details: Mapping[str, Any]) -> list[str | Markup]:
     if "steps" in settings and "batch_size" in settings:
         rows = f"{count(settings['steps'])} steps of {count(settings['batch_size'])} rows"
         parts.append(f"Every run saw the same {rows}, the tasks mixed in every batch. ")
+    if "router" in settings:
+        reads = " reads each input and is not told its task" if settings["router"] in _READING else " was used"
+        parts += ["In the mixture the router ", _code(settings["router"]), f"{reads}. "]
     parts.append("Pictures and answers below are from the test split, which no training saw. ")
     if details.get("seconds") is not None:
         parts.append(f"Everything together took {duration(details['seconds'])}. ")

@@ -27,11 +27,11 @@ def merges(reports: Sequence[Mapping[str, Any]]) -> Markup:
     if not reports:
         return section("merges", "What merging lost", nothing("Nothing has been merged yet."))
     note = (
-        "A router weighs experts anew for each input; a merged model has one fixed set of weights. A site is a weight "
-        "matrix that carries adapters. Its error is the distance between the merged and the routed change of that "
-        "matrix, relative to the routed change: 0 is the same, 1 as far off as no change at all. The output divergence "
-        "says how far the merged model's predictions are from the routed one's (Kullback-Leibler, nats per token; "
-        "0 is the same)."
+        "A router may weigh experts anew for each input; a merged model has one fixed set of weights. A site is a "
+        "weight matrix that carries adapters. Its error is the distance between the merged and the routed change of "
+        "that matrix, relative to the routed change: 0 is the same, 1 as far off as no change at all. The output "
+        "divergence says how far the merged model's predictions are from the routed one's (Kullback-Leibler, nats per "
+        "token; 0 is the same)."
     )
     top = max((error for report in reports for error in _errors(report).values()), default=0.0)
     charts = [_bars(f"merge-{index}", report, top) for index, report in enumerate(reports) if _drawn(report)]

@@ -87,13 +87,13 @@ def _settings(details: Mapping[str, Any]) -> Markup:
     if details.get("seed") is not None:
         settings.setdefault("seed", details["seed"])
     entries = [(name, _setting(value)) for name, value in settings.items()]
-    command = details.get("command")
+    command, seconds = details.get("command"), details.get("seconds")
     return section(
         "settings",
         "Settings",
         defined(entries, "settings") if entries else nothing("No settings were given."),
         fragment(element("p", "This page was made by"), element("pre", element("code", command))) if command else None,
-        element("p", f"Time in all: {duration(details.get('seconds'))}.", class_="aside"),
+        element("p", f"Time in all: {duration(seconds)}.", class_="aside") if seconds is not None else None,
     )
 
 

@@ -39,7 +39,7 @@ def routing(table: Mapping[str, Any]) -> Markup:
     weights = np.array(table["weights"], dtype=np.float64).reshape(len(places), len(tasks), len(experts))
     note = (
         "How much of each expert the routers give, as a share of one: the mean over test inputs of a task, at each "
-        "place where a router sits, first to last through the model. Nobody tells the routers the task."
+        "place where a router sits, first to last through the model."
     )
     panels = [
         figure(_heat_map(f"routing-{index}", task, weights[:, index], experts, places), task_title(task))
@@ -62,7 +62,7 @@ def moved(weights: Weights) -> dict[tuple[int, int], Shares]:
     1 where they share no expert.
 
     Args:
-        weights: From 0, not all 0 for a place and task.
+        weights: From 0; those of one place and task may all be 0.
     """
     sums = weights.sum(axis=2, keepdims=True)
     shares = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)

@@ -27,8 +27,8 @@ ROWS = {
     "mixture": RowWords(
         "Mixture",
         "mixture",
-        "A shared LoRA adapter beside one expert adapter per task. A learned router looks at each input and decides "
-        "how much of every expert it gets; it is not told the task.",
+        "A shared LoRA adapter beside one expert adapter per task. Routers decide how much of every expert an input "
+        "gets.",
     ),
     "mixture_merged_per_task": RowWords(
         "Mixture merged, a model per task",

@@ -160,3 +160,9 @@ def test_same_details_make_the_same_page(details: dict[str, Any], page: str, tmp
 def test_page_says_what_the_data_are_where_details_do(tmp_path: Path) -> None:
     parsed = ParsedPage(written({"about": "Digits on dark ground."}, tmp_path / "report.html"))
     assert "Digits on dark ground." in parsed.section("about").words
+
+
+@pytest.mark.parametrize(("router", "told"), [("softmax", True), ("by_task", False)])
+def test_page_says_that_a_learned_router_is_not_told_the_task(router: str, told: bool, tmp_path: Path) -> None:
+    parsed = ParsedPage(written({"settings": {"router": router}}, tmp_path / "report.html"))
+    assert ("not told its task" in parsed.section("about").words) is told
