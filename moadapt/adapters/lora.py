@@ -21,7 +21,7 @@ from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
-_PARTS = ("shared", "expert", "frozen")
+_PARTS = ("shared", "shared_frozen", "expert", "frozen")  # what every input uses comes first
 
 
 @FAMILIES.register("lora")
@@ -105,6 +105,8 @@ class LoRABank(Bank):
 
     def add_to(self, y: Tensor, x: Tensor, routing: Routing | None) -> Tensor:
         """Add the delta to `y` in place, in the cheapest exact form."""
+        if not self.names:
+            return y
         if routing is not None and routing.combines == "parameters":
             return self._add_blended(y, x, routing)
         down, up = self._stack("down").to(y.dtype), self._stack("up").to(y.dtype)
@@ -157,18 +159,15 @@ class LoRABank(Bank):
         self._index()
 
     def freeze(self, name: str) -> None:
-        """Move one expert to the frozen stack."""
+        """Move one adapter to the frozen stack of its kind."""
         part, _ = self._rows(name)
-        if part == "frozen":
+        if part in ("shared_frozen", "frozen"):
             return
-        moved = next(adapter for adapter in self._adapters[part] if adapter.name == name)
+        target = "shared_frozen" if part == "shared" else "frozen"
         stay = [adapter for adapter in self._adapters[part] if adapter.name != name]
+        frozen = [*self._adapters[target], *(a for a in self._adapters[part] if a.name == name)]
         states = {n: self.state(n) for n in self.names}
-        self._set(
-            "frozen",
-            [*self._adapters["frozen"], moved],
-            [*(states[a.name] for a in self._adapters["frozen"]), states[name]],
-        )
+        self._set(target, frozen, [states[adapter.name] for adapter in frozen])
         self._set(part, stay, [states[adapter.name] for adapter in stay])
         self._index()
 
@@ -194,10 +193,10 @@ class LoRABank(Bank):
 
     def _set(self, part: str, adapters: list[Adapter], states: list[dict[str, Tensor]]) -> None:
         self._adapters[part] = adapters
-        like = next(self.parameters(), torch.empty(0))
+        like = next(self.parameters(), torch.empty(0, device=self.expert_of.device))
         for side in ("down", "up"):
             stacked = torch.cat([state[side] for state in states]).to(like) if states else None
-            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad=part != "frozen")
+            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad="frozen" not in part)
             setattr(self, f"{part}_{side}", parameter)
 
     def _index(self) -> None:
@@ -236,6 +235,9 @@ class LoRABank(Bank):
 
     def _stack(self, side: str) -> Tensor:
         parts = [p for part in _PARTS if (p := getattr(self, f"{part}_{side}")) is not None]
+        if not parts:
+            width = self.site.in_features if side == "down" else self.site.out_features
+            return torch.empty(0, width, device=self.expert_of.device)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _rank_weights(self, routing: Routing | None) -> Tensor:
@@ -268,11 +270,7 @@ class LoRABank(Bank):
         """Give each of H equal slices of the output its own weights."""
         weights = functional.pad(routing.dense(), (1, 0), value=1.0).index_select(-1, self.expert_of + 1)
         heads = weights.shape[2]
-        if self.site.out_features % heads:
-            raise ValueError(
-                f"{self.site.path}: {heads} routing heads do not divide its {self.site.out_features} outputs; "
-                "choose a number of heads that does"
-            )
+        self._check_heads(heads, self.site.out_features)
         weighted = (x @ down.T).unsqueeze(2) * (weights * self.scale_of.to(weights.dtype)).to(y.dtype)
         slices = rearrange(up, "r (h f) -> h r f", h=heads)
         return y + rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
@@ -288,17 +286,24 @@ class LoRABank(Bank):
             )
         weights = routing.dense()[:, 0].to(y.dtype)
         heads = weights.shape[1]
+        self._check_heads(heads, self.site.in_features, self.site.out_features)
         down = torch.stack([self._live(a.name, "down") for a in experts]).to(y.dtype)
         up = torch.stack([self._live(a.name, "up") for a in experts]).to(y.dtype)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
         down = torch.einsum("bhe,erhd->brhd", weights, rearrange(down, "e r (h d) -> e r h d", h=heads)).flatten(2)
         up = torch.einsum("bhe,erhf->brhf", weights, rearrange(up, "e r (h f) -> e r h f", h=heads)).flatten(2)
         y = y + (x @ down.mT) @ up * next(iter(specs))[1]
-        if self.shared_down is None:
+        if not self._shared_ranks:
             return y
         shared = self.scale_of[: self._shared_ranks].to(y.dtype)
-        down, up = self._part("shared", "down").to(y.dtype), self._part("shared", "up").to(y.dtype)
+        down, up = (self._stack(side)[: self._shared_ranks].to(y.dtype) for side in ("down", "up"))
         return y + (x @ down.T) * shared @ up
+
+    def _check_heads(self, heads: int, *widths: int) -> None:
+        if any(width % heads for width in widths):
+            raise ValueError(
+                f"{self.site.path}: {heads} routing heads do not divide its widths {widths}; choose a number that does"
+            )
 
     def _live(self, name: str, side: str) -> Tensor:
         part, rows = self._rows(name)

@@ -1,0 +1,178 @@
+"""Law 5: a bank under any routing adds what its adapters, run one by one, add up to."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moadapt import Routing
+from moadapt.adapters import Bank, FamilySpec, NotMergeable
+from moadapt.adapters.family import Adapter
+from moadapt.sites import Site
+from tests.conformance.canonical import FAMILY_PARAMS, ROUTING_NAMES, routing_value
+
+ROWS, TOKENS, WIDE, NARROW, EXPERTS = 3, 5, 12, 8, 4
+SITE = Site("blocks.0.linear", "language", "attention", 0, WIDE, NARROW)
+PRESENT = {"shared": None, "zero": 0, "two": 2}
+"""Experts 1 and 3 are absent here."""
+OUTPUTS = [name for name in ROUTING_NAMES if name != "blended"]
+
+
+def bank_of(family: type[FamilySpec], experts: dict[str, int | None]) -> Bank:
+    """A bank of random float64 adapters."""
+    bank = family.bank(SITE, [Adapter(name, family(), expert) for name, expert in experts.items()]).double()
+    for parameter in bank.parameters():
+        nn.init.normal_(parameter)
+    return bank.eval()
+
+
+def one_by_one(family: type[FamilySpec], bank: Bank, x: Tensor, y: Tensor, routing: Routing | None) -> Tensor:
+    """Run every adapter in a bank of its own and add up what they add, weighted."""
+    total = torch.zeros_like(y)
+    for name in bank.names:
+        alone = bank_of(family, {name: None})
+        alone.load_state(name, bank.state(name))
+        added, expert = alone(x, y, None), PRESENT[name]
+        if expert is not None:
+            assert routing is not None
+            weight = routing.dense()[..., expert]  # (B|1, T|1, H|1)
+            weight = weight.repeat_interleave(NARROW // weight.shape[2], dim=2)
+            added = weight.reshape(-1, NARROW) * added if x.ndim == 2 else weight * added
+        total = total + added
+    return total
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_a_bank_adds_what_its_adapters_add(family: type[FamilySpec], name: str) -> None:
+    bank = bank_of(family, PRESENT)
+    routing = routing_value(name, rows=ROWS, tokens=TOKENS, experts=EXPERTS, dtype=torch.float64)
+    routing.weights.requires_grad_()
+    x = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64, requires_grad=True)
+    y, into = torch.randn(2, ROWS, TOKENS, NARROW, dtype=torch.float64)
+    found, expected = bank(x, y, routing), one_by_one(family, bank, x, y, routing)
+    assert_equal(found, expected)
+    gradients = zip(
+        torch.autograd.grad(found, (x, routing.weights), into),
+        torch.autograd.grad(expected, (x, routing.weights), into),
+        strict=True,
+    )
+    for ours, theirs in gradients:
+        assert_equal(ours, theirs)
+    with torch.no_grad():
+        assert_equal(bank.add_to(y.clone(), x, routing), y + expected)
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_a_bank_takes_inputs_without_a_row_axis(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, PRESENT)
+    routing = routing_value("constant", rows=1, tokens=1, experts=EXPERTS, dtype=torch.float64)
+    x, y = torch.randn(7, WIDE, dtype=torch.float64), torch.randn(7, NARROW, dtype=torch.float64)
+    assert_equal(bank(x, y, routing), one_by_one(family, bank, x, y, routing))
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_a_shared_adapter_alone_needs_no_routing(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, {"shared": None})
+    x, y = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), torch.zeros(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    assert_equal(bank(x, y, None), one_by_one(family, bank, x, y, None))
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_fixed_weights_make_an_affine_map_or_a_refusal(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, PRESENT)
+    weights = torch.randn(EXPERTS, dtype=torch.float64)
+    if not family.mergeable:
+        with pytest.raises(NotMergeable):
+            bank.delta(weights)
+        return
+    delta = bank.delta(weights)
+    x, y = torch.randn(7, WIDE, dtype=torch.float64), torch.randn(7, NARROW, dtype=torch.float64)
+    added = x @ delta.weight().T + (0 if delta.bias is None else delta.bias)
+    assert_equal(added, bank(x, y, Routing.constant(weights)))
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_growing_trimming_and_freezing_keep_the_others_bits_and_outputs(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, PRESENT)
+    x, y = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), torch.zeros(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    routing = routing_value("sequence_dense", rows=ROWS, tokens=1, experts=EXPERTS, dtype=torch.float64)
+    states, expected = {name: bank.state(name) for name in bank.names}, bank(x, y, routing)
+
+    def assert_kept(names: tuple[str, ...]) -> None:
+        assert set(bank.names) == set(names)
+        for name in set(names) & set(states):
+            for part, tensor in bank.state(name).items():
+                assert torch.equal(tensor, states[name][part]), (name, part)
+
+    bank.grow(Adapter("four", family(), 4))
+    assert_kept((*PRESENT, "four"))
+    wider = Routing(torch.cat([routing.weights, torch.ones(ROWS, 1, 1, 1, dtype=torch.float64)], dim=-1), EXPERTS + 1)
+    assert_equal(bank(x, y, wider), expected)
+
+    for frozen in ("zero", "shared"):
+        before = sum(p.numel() for p in bank.parameters() if p.requires_grad)
+        bank.freeze(frozen)
+        assert_kept((*PRESENT, "four"))
+        for value in (wider, _one_expert(wider)):
+            assert_equal(bank(x, y, value), one_by_one_of(family, bank, states, x, y, value))
+        size = sum(tensor.numel() for tensor in states[frozen].values())
+        assert sum(p.numel() for p in bank.parameters() if p.requires_grad) == before - size
+
+    bank.trim(["four", "two"])
+    assert_kept(("shared", "two", "four"))
+    swapped = Routing(wider.weights[..., [4, 2]], 2)
+    without_zero = Routing(wider.weights * torch.tensor([0, 1, 1, 1, 1.0]), EXPERTS + 1)
+    assert_equal(bank(x, y, swapped), one_by_one_of(family, bank, states, x, y, without_zero))
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_a_bank_without_experts_left_adds_nothing(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, {"zero": 0, "two": 2})
+    bank.trim([])
+    x, y = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), torch.zeros(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    assert bank.names == ()
+    assert torch.equal(bank(x, y, routing_value("constant", rows=1, tokens=1, dtype=torch.float64)), y)
+    bank.grow(Adapter("new", family(), 0))
+    assert bank.names == ("new",)
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_an_unknown_adapter_is_named(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, PRESENT)
+    for act in (bank.state, bank.freeze, lambda name: bank.load_state(name, {})):
+        with pytest.raises(ValueError, match=r"blocks\.0\.linear has no adapter 'nine'; it has shared, zero, two"):
+            act("nine")
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_state_of_another_shape_is_refused(family: type[FamilySpec]) -> None:
+    bank = bank_of(family, PRESENT)
+    state = bank.state("zero")
+    for part, tensor in state.items():
+        for wrong in ({**state, part: tensor[:-1]}, {k: t for k, t in state.items() if k != part}):
+            with pytest.raises(ValueError, match=rf"blocks\.0\.linear.*'zero' needs {part}"):
+                bank.load_state("zero", wrong)
+
+
+def _one_expert(routing: Routing) -> Routing:
+    """The routing that gives every row its best expert, sparse."""
+    weights, indices = routing.weights.topk(1, dim=-1)
+    return Routing(weights, routing.num_experts, indices)
+
+
+def one_by_one_of(
+    family: type[FamilySpec], bank: Bank, states: dict[str, dict[str, Tensor]], x: Tensor, y: Tensor, routing: Routing
+) -> Tensor:
+    """Add up the adapters of `states`; those that are new add nothing."""
+    total = torch.zeros_like(y)
+    for name, state in states.items():
+        alone = bank_of(family, {name: None})
+        alone.load_state(name, state)
+        expert = PRESENT[name]
+        weight = 1.0 if expert is None else routing.dense()[..., expert]
+        total = total + weight * alone(x, y, None)
+    return total

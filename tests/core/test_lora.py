@@ -1,0 +1,275 @@
+"""LoRA banks against the formula, adapter by adapter, in every compute form."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moadapt import Routing
+from moadapt.adapters import LoRA
+from moadapt.adapters.family import Adapter
+from moadapt.adapters.lora import LoRABank
+from moadapt.adapters.lowrank import add_gathered, add_stacked
+from moadapt.sites import Site
+from tests.conformance.canonical import ROUTING_NAMES, routing_value
+
+ROWS, TOKENS, WIDE, NARROW = 4, 5, 12, 8
+SITE = Site("blocks.0.linear", "language", "attention", 0, WIDE, NARROW)
+RAGGED = {
+    "shared": LoRA(rank=3, alpha=5.0),
+    "a": LoRA(rank=2),
+    "b": LoRA(rank=5, alpha=1.0),
+    "c": LoRA(rank=1, alpha=4.0, rank_stabilized=True),
+    "d": LoRA(rank=4, rank_stabilized=True),
+}
+EQUAL = {"shared": LoRA(rank=3), **{name: LoRA(rank=2, alpha=3.0) for name in "abcdef"}}
+
+
+@dataclass
+class One:
+    """An adapter by itself, with leaves of its own."""
+
+    spec: LoRA
+    expert: int | None
+    down: Tensor
+    up: Tensor
+
+    @property
+    def scale(self) -> float:
+        alpha = self.spec.rank if self.spec.alpha is None else self.spec.alpha
+        return alpha / (math.sqrt(self.spec.rank) if self.spec.rank_stabilized else self.spec.rank)
+
+    def added(self, x: Tensor) -> Tensor:
+        return self.scale * (x @ self.down.T) @ self.up
+
+
+def build(specs: dict[str, LoRA], absent: tuple[str, ...] = (), frozen: tuple[str, ...] = ()) -> tuple[LoRABank, Any]:
+    """A random float64 bank and its adapters by themselves.
+
+    Args:
+        specs: By name; `shared` is the shared adapter and the others are experts in order.
+        absent: Experts that do not sit here.
+        frozen: Adapters to freeze.
+    """
+    experts = [name for name in specs if name != "shared"]
+    adapters = [
+        Adapter(name, spec, None if name == "shared" else experts.index(name))
+        for name, spec in specs.items()
+        if name not in absent
+    ]
+    bank = LoRABank(SITE, adapters).double()
+    for name in frozen:
+        bank.freeze(name)
+    for parameter in bank.parameters():
+        nn.init.normal_(parameter)
+    ones = {
+        a.name: One(a.spec, a.expert, *(bank.state(a.name)[side].requires_grad_() for side in ("down", "up")))
+        for a in adapters
+    }
+    return bank, ones
+
+
+def naive(ones: dict[str, One], x: Tensor, y: Tensor, routing: Routing | None) -> Tensor:
+    """Blend adapters the slow way: one expert, one head after the other."""
+    if routing is not None and routing.combines == "parameters":
+        return blended(ones, x, y, routing)
+    total = y
+    for one in ones.values():
+        if one.expert is None:
+            total = total + one.added(x)
+            continue
+        assert routing is not None
+        weight = routing.dense()[..., one.expert]
+        parts = one.added(x).chunk(weight.shape[2], dim=-1)
+        total = total + torch.cat([part * weight[:, :, h : h + 1] for h, part in enumerate(parts)], dim=-1)
+    return total
+
+
+def blended(ones: dict[str, One], x: Tensor, y: Tensor, routing: Routing) -> Tensor:
+    """Blend the factors row by row and head by head, then apply them."""
+    weights, rows = routing.dense()[:, 0], []
+    heads = weights.shape[1]
+    experts = [one for one in ones.values() if one.expert is not None]
+    for row in range(len(x)):
+        down, up = (
+            torch.cat(
+                [
+                    sum(weights[row, h, one.expert] * getattr(one, side).chunk(heads, dim=1)[h] for one in experts)
+                    for h in range(heads)
+                ],
+                dim=1,
+            )
+            for side in ("down", "up")
+        )
+        rows.append(experts[0].scale * (x[row] @ down.T) @ up)
+    shared = [one.added(x) for one in ones.values() if one.expert is None]
+    return y + torch.stack(rows) + sum(shared)
+
+
+def gradients_of(bank: LoRABank, ones: dict[str, One]) -> dict[str, Tensor]:
+    """The bank's gradients by adapter and side; frozen adapters have none."""
+    rows = bank.expert_rows()
+    found = {}
+    for name, one in ones.items():
+        for side in ("down", "up"):
+            if one.expert is None:
+                stacked, mine = bank.shared_down if side == "down" else bank.shared_up, slice(None)
+            elif f"expert_{side}" in rows:
+                stacked, mine = getattr(bank, f"expert_{side}"), rows[f"expert_{side}"] == one.expert
+            else:
+                continue
+            if stacked is not None and stacked.grad is not None and len(stacked.grad[mine]):
+                found[f"{name}.{side}"] = stacked.grad[mine]
+    return found
+
+
+def assert_equal(found: Tensor, expected: Tensor, what: str) -> None:
+    assert found.shape == expected.shape, what
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max(), what
+
+
+def assert_exact(bank: LoRABank, ones: dict[str, One], x: Tensor, routing: Routing | None, frozen: tuple[str, ...]) -> None:
+    """Compare output and all gradients with the naive loop."""
+    inputs = {"x": x.requires_grad_()}
+    if routing is not None:
+        inputs["weights"] = routing.weights.requires_grad_()
+    y, into = torch.randn(2, *x.shape[:-1], NARROW, dtype=torch.float64)
+    found, expected = bank.add_to(y.clone(), x, routing), naive(ones, x, y, routing)
+    assert_equal(found, expected, "output")
+    assert_equal(bank(x, y, routing), expected - y, "delta")
+    leaves = {f"{name}.{side}": getattr(one, side) for name, one in ones.items() for side in ("down", "up")}
+    wanted = torch.autograd.grad(expected, [*inputs.values(), *leaves.values()], into, allow_unused=True)
+    found.backward(into)
+    ours = {**{name: tensor.grad for name, tensor in inputs.items()}, **gradients_of(bank, ones)}
+    for name, gradient in zip([*inputs, *leaves], wanted, strict=True):
+        if name.partition(".")[0] in frozen:
+            assert name not in ours
+        else:
+            assert_equal(ours[name], gradient, name)
+
+
+@pytest.mark.parametrize("frozen", [(), ("b",), ("shared", "a")], ids=str)
+@pytest.mark.parametrize("absent", [(), ("a", "d")], ids=str)
+@pytest.mark.parametrize("name", [name for name in ROUTING_NAMES if name != "blended"])
+def test_ragged_ranks_equal_the_loop(name: str, absent: tuple[str, ...], frozen: tuple[str, ...]) -> None:
+    frozen = tuple(each for each in frozen if each not in absent)
+    bank, ones = build(RAGGED, absent, frozen)
+    routing = routing_value(name, rows=ROWS, tokens=TOKENS, experts=4, dtype=torch.float64)
+    assert_exact(bank, ones, torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), routing, frozen)
+
+
+@pytest.mark.parametrize("frozen", [(), ("b", "f"), ("shared",)], ids=str)
+@pytest.mark.parametrize("name", ROUTING_NAMES)
+def test_many_equal_experts_equal_the_loop(name: str, frozen: tuple[str, ...]) -> None:
+    bank, ones = build(EQUAL, frozen=frozen)
+    routing = routing_value(name, rows=ROWS, tokens=TOKENS, experts=6, dtype=torch.float64)
+    assert_exact(bank, ones, torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), routing, frozen)
+
+
+@pytest.mark.parametrize("name", ["task", "sequence_sparse", "sequence_dense", "constant", "blended"])
+def test_no_shared_adapter_and_one_row_or_token_equal_the_loop(name: str) -> None:
+    for rows, tokens in ((1, TOKENS), (ROWS, 1), (1, 1)):
+        bank, ones = build({name: spec for name, spec in EQUAL.items() if name != "shared"})
+        routing = routing_value(name, rows=rows, tokens=tokens, experts=6, dtype=torch.float64)
+        assert_exact(bank, ones, torch.randn(rows, tokens, WIDE, dtype=torch.float64), routing, ())
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_two_axes_equal_the_loop(routed: bool) -> None:
+    specs = RAGGED if routed else {"shared": RAGGED["shared"]}
+    bank, ones = build(specs)
+    routing = routing_value("constant", rows=1, tokens=1, experts=4, dtype=torch.float64) if routed else None
+    x = torch.randn(7, WIDE, dtype=torch.float64)
+    y, into = torch.randn(2, 7, NARROW, dtype=torch.float64)
+    found = bank.add_to(y.clone(), x, routing)
+    assert_equal(found, naive(ones, x.unsqueeze(0), y.unsqueeze(0), routing)[0], "output")
+    found.backward(into)
+    wanted = torch.autograd.grad(naive(ones, x.unsqueeze(0), y.unsqueeze(0), routing)[0], ones["shared"].up, into)[0]
+    assert_equal(bank.shared_up.grad, wanted, "shared.up")
+
+
+def test_a_row_that_gives_one_expert_twice_counts_it_twice() -> None:
+    bank, ones = build(EQUAL)
+    indices = torch.tensor([[2, 2], [0, 3], [5, 5], [1, 0]]).reshape(ROWS, 1, 1, 2)
+    routing = Routing(torch.rand(ROWS, 1, 1, 2, dtype=torch.float64), 6, indices)
+    assert_exact(bank, ones, torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), routing, ())
+
+
+@pytest.mark.parametrize("weight_axes", [(1, 1), (ROWS, 1), (ROWS, TOKENS), (1, TOKENS)], ids=str)
+def test_gradcheck_of_the_stacked_form(weight_axes: tuple[int, int]) -> None:
+    y, x, down, up, weights = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((ROWS, TOKENS, 3), (ROWS, TOKENS, 4), (2, 4), (2, 3), (*weight_axes, 2))
+    )
+    assert torch.autograd.gradcheck(lambda y, *rest: add_stacked(y.clone(), *rest), (y, x, down, up, weights))
+
+
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_gradcheck_of_the_gathered_form(tokens: int) -> None:
+    y, x, down, up, weights = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((ROWS, TOKENS, 3), (ROWS, TOKENS, 4), (6, 4), (6, 3), (ROWS, tokens, 2))
+    )
+    ranks = torch.tensor([[0, 1], [4, 5], [2, 2], [0, 5]])
+    assert torch.autograd.gradcheck(lambda y, *rest: add_gathered(y.clone(), *rest, ranks), (y, x, down, up, weights))
+
+
+@pytest.mark.parametrize("form", ["task", "sequence_dense"])
+def test_the_forms_without_gradient_equal_those_with(form: str) -> None:
+    bank, _ = build(EQUAL)
+    routing = routing_value(form, rows=ROWS, tokens=TOKENS, experts=6, dtype=torch.float64)
+    x, y = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), torch.zeros(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(bank(x, y, routing), bank(x, y, routing))
+        silent = bank(x, y, routing)
+    assert torch.equal(silent, bank(x, y, routing))
+
+
+def test_dropout_drops_inputs_in_training_only() -> None:
+    bank, ones = build({"shared": LoRA(rank=2, dropout=0.5)})
+    x, y = torch.ones(1, 1000, WIDE, dtype=torch.float64), torch.zeros(1, 1000, NARROW, dtype=torch.float64)
+    with torch.no_grad():
+        assert_equal(bank.eval()(x, y, None), ones["shared"].added(x), "evaluation")
+        dropped = bank.train()(x, y, None)
+        assert len({tuple(row) for row in dropped[0].tolist()}) > 100
+        torch.testing.assert_close(dropped.mean(dim=1), ones["shared"].added(x)[:, 0], rtol=0.3, atol=1.0)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_path() -> None:
+    bank, _ = build(RAGGED)
+    x, y = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), torch.zeros(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    three = Routing(torch.ones(ROWS, 1, 3, 4, dtype=torch.float64), 4)
+    with pytest.raises(ValueError, match=r"blocks\.0\.linear: 3 routing heads do not divide its widths \(8,\)"):
+        bank(x, y, three)
+    five = Routing(torch.ones(ROWS, 1, 5, 6, dtype=torch.float64), 6, combines="parameters")
+    with pytest.raises(ValueError, match=r"blocks\.0\.linear: 5 routing heads do not divide its widths \(12, 8\)"):
+        build(EQUAL)[0](x, y, five)
+    for specs, value in ((RAGGED, "sequence_dense"), (EQUAL, "token_dense")):
+        experts = len(specs) - 1
+        found = routing_value(value, rows=ROWS, tokens=TOKENS, experts=experts, dtype=torch.float64)
+        with pytest.raises(ValueError, match=r"blocks\.0\.linear: blending parameters needs"):
+            build(specs)[0](x, y, Routing(found.weights, experts, combines="parameters"))
+
+
+@pytest.mark.parametrize("given", [{"rank": 0}, {"rank": -1}, {"dropout": 1.0}, {"dropout": -0.1}], ids=str)
+def test_values_out_of_range_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="need rank >= 1 and 0 <= dropout < 1"):
+        LoRA(**given)
+
+
+def test_dropouts_that_differ_at_a_site_are_refused() -> None:
+    adapters = [Adapter("a", LoRA(dropout=0.1), 0), Adapter("b", LoRA(dropout=0.2), 1)]
+    with pytest.raises(ValueError, match=r"blocks\.0\.linear: LoRAs of one site share a dropout mask.*0\.1, 0\.2"):
+        LoRA.bank(SITE, adapters)
+
+
+def test_fresh_factors_start_as_the_method_says() -> None:
+    bank = LoRA.bank(SITE, [Adapter("a", LoRA(rank=500), 0)])
+    state = bank.state("a")
+    bound = 1 / math.sqrt(WIDE)
+    assert not state["up"].any()
+    assert bound * 0.98 < state["down"].abs().max() <= bound
+    assert abs(float(state["down"].mean())) < 0.02
