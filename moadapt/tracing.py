@@ -24,5 +24,5 @@ class Trace:
         self.tasks.append(None if task_ids is None else task_ids.cpu())
 
     def add(self, place: str, routing: Routing) -> None:
-        """Note one routing."""
-        self.routings.setdefault(place, []).append(routing.dense().detach().float().cpu())
+        """Note one routing, outside the graph, which a checkpointed block must be able to repeat without a trace."""
+        self.routings.setdefault(place, []).append(routing.detached().dense().float().cpu())

@@ -27,6 +27,8 @@ def add_stacked(y: Tensor, x: Tensor, down: Tensor, up: Tensor, weights: Tensor)
         up: (R, F).
         weights: Weight times scale of every rank, (B|1, T|1, R).
     """
+    if torch.compiler.is_compiling():  # dynamo mistakes shapes where a Function writes to a view, and fuses this anyway
+        return y + ((x @ down.T) * weights) @ up
     if torch.is_grad_enabled():
         return _Stacked.apply(y, x, down, up, weights)  # type: ignore[no-any-return, no-untyped-call]
     return _add_stacked(y, x @ down.T, up, weights)
