@@ -54,11 +54,14 @@ class Collator:
         if not items:
             return Batch({}, names, rows, examples)
         asked = [example.prompt for example in examples]
-        prompts = self.writer.prompt_tokens(asked, [open_picture(example) for example in examples])
+        prompts = dict(self.writer.prompt_tokens(asked, [open_picture(example) for example in examples]))
+        told_by_type = prompts.pop("labels", None) is not None
         if not self.answers:
-            return Batch(dict(prompts), names, rows, examples)
+            return Batch(prompts, names, rows, examples)
         answers = self.writer.answer_tokens(asked, [self._chosen(item) for item in items])
-        inputs, labels = append_answers(dict(prompts), answers, self.writer.tokenizer.pad_token_id)
+        inputs, labels = append_answers(prompts, answers, self.writer.tokenizer.pad_token_id)
+        if told_by_type:  # PaliGemma: tokens of type 0 see the whole prompt, also what comes later; answers must not
+            inputs["token_type_ids"][labels != IGNORED] = 1
         return Batch(inputs, names, rows, examples, labels)
 
     def _chosen(self, item: Item) -> str:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,26 @@ def test_a_tokenizer_alone_writes_prompts_without_picture(items: list[Item]) -> 
     batch = Collator(toy.tokenizer(), seed=0, answers=True)(items)
     assert set(batch.inputs) - {"token_type_ids"} == {"input_ids", "attention_mask"}
     assert toy.tokenizer().decode(batch.inputs["input_ids"][0][batch.prompt_mask[0]]) == "colour?\n"
+
+
+def test_answers_get_their_own_type_where_the_processor_tells_answers_by_type(items: list[Item]) -> None:
+    class ByType:
+        """Gives labels and token types as PaliGemma's processor does."""
+
+        def __init__(self) -> None:
+            self.plain = toy.processor(None)
+            self.tokenizer, self.image_processor = self.plain.tokenizer, self.plain.image_processor
+
+        def __call__(self, **given: Any) -> dict[str, torch.Tensor]:
+            made = dict(self.plain(**given))
+            types = torch.zeros_like(made["input_ids"])
+            return {**made, "token_type_ids": types, "labels": types - 100}
+
+    batch = Collator(ByType(), seed=0, answers=True)(items)
+    assert batch.labels is not None
+    assert torch.equal(batch.inputs["token_type_ids"], (batch.labels != IGNORED).long())
+    assert "labels" not in batch.inputs
+    assert "labels" not in Collator(ByType(), seed=0, answers=False)(items).inputs
 
 
 def test_each_turn_takes_another_answer_until_all_were_taken(items: list[Item]) -> None:
