@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given[0], given[1:])
     except ValueError as error:
+        if not _is_ours(error):
+            raise
         print(f"moadapt {given[0]}: {error}", file=sys.stderr)
         return 2
 
@@ -54,6 +56,14 @@ def usage() -> str:
     every = {**TRAINING, **{name: about for name, (_, _, about) in COMMANDS.items()}}
     lines = [f"  {name:<10} {about}" for name, about in every.items()]
     return "\n".join(["usage: moadapt COMMAND [options]; moadapt COMMAND --help shows them", "", *lines])
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Tell whether one of our parts raised an error: its message says what to do; others keep their traceback."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__", "")).startswith("moadapt")
 
 
 def _run(command: str, arguments: list[str]) -> int:

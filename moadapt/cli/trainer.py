@@ -111,8 +111,7 @@ class Interface(LightningCLI):
         """Refuse to go on with a run that was started with another model, data or seed."""
         stored = last.with_name(_SaveConfig.file)
         before = yaml.safe_load(stored.read_text()) if stored.is_file() else {}
-        self._dump_config()
-        now = yaml.safe_load(yaml.safe_dump(self.config_dump))
+        now = yaml.safe_load(_written(self._parser("fit"), self.config["fit"]))
         changed = [
             f"{key} was {old!r} and is {new!r}"
             for section in ("seed_everything", "model", "data")
@@ -137,9 +136,8 @@ class _SaveConfig(SaveConfigCallback):
             return
         file = Path(trainer.default_root_dir) / self.file
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False, format="yaml")
         fresh = file.with_name(f".{file.name}")
-        fresh.write_text(text)
+        fresh.write_text(_written(self.parser, self.config))
         fresh.replace(file)
 
 
@@ -161,6 +159,12 @@ def load_config(text: str) -> Any:
         if isinstance(model, dict) and isinstance(model.get("optimization"), dict):
             check_keys("model.optimization", model["optimization"], Optimization)
     return resolve(config)
+
+
+def _written(parser: LightningArgumentParser, config: Namespace) -> str:
+    """Return a configuration as YAML, what was linked included."""
+    text: str = parser.dump(config, skip_link_targets=False, format="yaml")
+    return text
 
 
 def _differences(key: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from moadapt import __version__
+from moadapt.cli import main
+from moadapt.cli.main import COMMANDS, TRAINING
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name} " in told for name in [*COMMANDS, *TRAINING])
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fti"]) == 2
+    assert "there is no such command" in (told := capsys.readouterr().err)
+    assert "fit" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"), [("routers", "top_k"), ("families", "lora"), ("tasks", "vqa"), ("datasets", "digit_scenes")]
+)
+def test_list_shows_parts_by_short_name(kind: str, row: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind]) == 0
+    told = capsys.readouterr().out
+    assert kind in told
+    assert row in told
+
+
+def test_list_of_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "router"]) == 2
+    assert "there are routers, families" in capsys.readouterr().err
+
+
+def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert all(kind in told for kind in ("routers", "families", "tasks", "merges", "bases", "datasets"))
+
+
+def test_pretrain_hands_folders_and_numbers_to_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = {}
+
+    class Recorded:
+        def folder(self) -> Path:
+            return tmp_path / "default"
+
+        def pretrain(self, out: Path, work: Path, **settings: float) -> None:
+            called.update(out=out, work=work, settings=settings)
+
+    monkeypatch.setattr("moadapt.registry.BASES.get", lambda name: {"recorded": Recorded}[name])
+    given = ["pretrain", "recorded", "--out", str(tmp_path / "out"), "--set", "steps=3,rate=0.5"]
+    assert main(given) == 0
+    assert called == {
+        "out": tmp_path / "out",
+        "work": Path("runs/pretrain/recorded"),
+        "settings": {"steps": 3, "rate": 0.5},
+    }
+    assert isinstance(called["settings"]["steps"], int)  # type: ignore[index]
+
+
+def test_pretrain_refuses_a_setting_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "digit_scenes", "--out", "x", "--set", "steps=many"]) == 2
+    assert "--set steps=many is no setting of a number" in capsys.readouterr().err
+
+
+def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        json.loads("no json")
+
+    monkeypatch.setattr("moadapt.registry.BASES.get", fail)
+    with pytest.raises(ValueError, match="Expecting value"):
+        main(["pretrain", "x"])

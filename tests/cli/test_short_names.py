@@ -1,0 +1,86 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moadapt.adapters import LoRA
+from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
+from moadapt.registry import ROUTERS
+
+TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
+LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
+SCENES = "moadapt_tasks.digit_scenes.dataset.DigitScenes"
+
+
+def test_names_become_paths_wherever_their_key_stands() -> None:
+    config = {
+        "fit": {
+            "model": {
+                "router": {"class_path": "top_k", "init_args": {"k": 1}},
+                "shared": "lora",
+                "experts": {"one": "lora", "two": {"class_path": "lora"}},
+            },
+            "data": {"dataset": "digit_scenes", "tasks": {"vqa": {"class_path": "vqa"}}, "batch_size": 4},
+        },
+        "model": {"init_args": {"router": BY_TASK, "shared": None}},
+    }
+    assert resolve(config) == {
+        "fit": {
+            "model": {
+                "router": {"class_path": TOP_K, "init_args": {"k": 1}},
+                "shared": LORA,
+                "experts": {"one": LORA, "two": {"class_path": LORA}},
+            },
+            "data": {"dataset": SCENES, "tasks": {"vqa": {"class_path": VQA}}, "batch_size": 4},
+        },
+        "model": {"init_args": {"router": BY_TASK, "shared": None}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--model.router", "top_k"], ["--model.router", TOP_K]),
+        (["--model.router=by_task"], [f"--model.router={BY_TASK}"]),
+        (["--model.router.class_path", "top_k"], ["--model.router.class_path", TOP_K]),
+        (["--model.router.k", "2"], ["--model.router.k", "2"]),
+        (["--model.experts.vqa", "lora", "--x"], ["--model.experts.vqa", LORA, "--x"]),
+        (["--data.dataset", "digit_scenes"], ["--data.dataset", SCENES]),
+        (["--model.shared", "null", "top_k"], ["--model.shared", "null", "top_k"]),
+        (["--model.router", "{class_path: x}"], ["--model.router", "{class_path: x}"]),
+        (["--model.base", "top_k"], ["--model.base", "top_k"]),
+    ],
+)
+def test_arguments_are_resolved_at_the_same_keys(given: list[str], expected: list[str]) -> None:
+    assert resolve_arguments(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"router": "topk"}, r"no router is called 'topk'; did you mean top_k\?"),
+        ({"experts": {"a": {"class_path": "loras"}}}, r"no adapter family is called 'loras'; did you mean lora\?"),
+        (
+            {"router": {"class_path": "top_k", "init_args": {"kk": 2}}},
+            r"router \(top_k\) has no setting 'kk'; did you mean k\? It accepts scope, per, k",
+        ),
+        ({"router": {"class_path": "top_k", "k": 2}}, "router has k beside class_path; put settings under init_args"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_what_is_accepted(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(config)
+
+
+def test_a_class_in_a_file_becomes_importable(tmp_path: Path) -> None:
+    file = tmp_path / "own_router_of_a_user.py"
+    file.write_text("class Own:\n    pass\n")
+    path = resolve({"router": f"{file}:Own"})["router"]
+    assert path == "own_router_of_a_user.Own"
+    assert ROUTERS.get(path).__name__ == "Own"
+
+
+def test_keys_are_checked_against_a_class_and_some_may_be_closed() -> None:
+    check_keys("model", ["rank", "placement.depth"], LoRA)
+    with pytest.raises(ValueError, match="model has no setting 'rank'; It accepts placement, alpha"):
+        check_keys("model", ["rank"], LoRA, without=["rank"])

@@ -1,0 +1,152 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import moadapt as library
+from moadapt.bases import load_base
+from moadapt.cli.trainer import Interface
+from tests.cli.conftest import Moadapt
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_fit_leaves_checkpoint_mixture_settings_and_logs(moadapt: Moadapt, tmp_path: Path, base: str) -> None:
+    assert moadapt("fit", "--model.experts.small.rank", "3") == 0
+    run = tmp_path / "run"
+    stored = torch.load(run / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 3
+    assert load_file(run / "mixture" / "adapters.safetensors").keys() == stored["state_dict"].keys()
+    assert library.load(run / "mixture", load_base(base)[0]).tasks == ("small", "large")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"]["router"]["class_path"] == "moadapt_routers.top_k.TopK"
+    assert settings["model"]["experts"]["small"]["init_args"]["rank"] == 3
+    assert settings["data"]["base"] == base
+    header = next((run / "csv").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
+    assert {"loss", "loss/small", "loss/large"} <= set(header)
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_the_same_command_goes_on_and_other_settings_are_refused(
+    moadapt: Moadapt, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = tmp_path / "run" / "last.ckpt"
+    assert moadapt("fit") == 0
+    config["trainer"]["max_steps"] = 5
+    assert moadapt("fit") == 0
+    stored = torch.load(last, weights_only=True)
+    assert (stored["global_step"], stored["MixedTasks"]["epoch"], stored["MixedTasks"]["step"]) == (5, 2, 1)
+    assert moadapt("fit", "--model.router.k", "2") == 2
+    told = capsys.readouterr().err
+    assert "model.router.init_args.k was 1 and is 2" in told
+    assert "--resume false" in told
+    assert moadapt("fit", "--model.router.k", "2", "--resume", "false", "--trainer.max_steps", "1") == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 1
+
+
+def test_test_and_predict_take_the_trained_adapters(moadapt: Moadapt, config: dict[str, Any], tmp_path: Path) -> None:
+    config["model"]["optimization"] = {"learning_rate": 0.05, "warmup": 0}
+    assert moadapt("fit") == 0
+    assert moadapt("validate") == 0
+    assert moadapt("test") == 0
+    assert moadapt("predict") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert sorted((row["task"], row["row"]) for row in rows) == [
+        *(("large", row) for row in range(6, 10)), *(("small", row) for row in range(6))
+    ]  # fmt: skip
+    assert all(set(row) == {"task", "row", "image", "prompt", "text", "prediction", "reference"} for row in rows)
+
+
+def test_testing_before_training_says_what_to_do(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:
+    assert moadapt("test") == 2
+    assert "train first with `moadapt fit`, or give --ckpt_path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("trainer", "max_step", "trainer has no setting 'max_step'; did you mean max_steps? It accepts accelerator"),
+        ("model", "rooter", "model has no setting 'rooter'; did you mean router? It accepts base, experts"),
+        ("data", "sed", "data has no setting 'sed'; It accepts tasks"),
+    ],
+)
+def test_a_wrong_key_is_answered_with_the_accepted_ones(
+    moadapt: Moadapt,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    section: str,
+    key: str,
+    message: str,
+) -> None:
+    config[section][key] = 1
+    assert moadapt("fit") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_wrong_name_is_answered_with_the_near_ones(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:
+    assert moadapt("fit", "--model.router", "topk") == 2
+    assert "no router is called 'topk'; did you mean top_k?" in capsys.readouterr().err
+
+
+def test_one_seed_is_that_of_data_and_model(moadapt: Moadapt, tmp_path: Path) -> None:
+    assert moadapt("fit", "--seed_everything", "7", "--trainer.max_steps", "1") == 0
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (settings["model"]["seed"], settings["data"]["seed"]) == (7, 7)
+
+
+class Parsed(Interface):
+    """Instantiates everything and runs nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_configuration_builds_on_a_tiny_base(file: Path, base: str, tmp_path: Path) -> None:
+    made = Parsed(["fit", "-c", str(file), "--model.base", base, "--trainer.default_root_dir", str(tmp_path)])
+    made.model.configure_model()
+    assert list(made.model.mixture.banks())
+    assert made.datamodule.base == base
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_configuration_says_its_command(file: Path) -> None:
+    head = file.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"moadapt fit -c configs/{file.name}" in head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_command_and_the_same_command_goes_on(
+    config: dict[str, Any], tmp_path: Path, stop: signal.Signals
+) -> None:
+    config["trainer"]["max_steps"] = 60
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    code = "import sys; from moadapt.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "fit", "-c", str(tmp_path / "config.yaml")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        while not first.startswith("step 2:"):  # the first epoch's validation
+            assert first, "the command ended"
+            first = child.stdout.readline()
+        child.send_signal(stop)
+        rest = child.stdout.read()
+    assert child.returncode == 128 + stop, rest
+    assert "the same command goes on from there" in rest
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] < 60
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 60
