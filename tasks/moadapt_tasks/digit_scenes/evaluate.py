@@ -1,5 +1,6 @@
 """How well a base lists scenes it has never seen."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moadapt_tasks.digit_scenes.listing import PLAIN_PROMPT, read_plain_listing
-from moadapt_tasks.digit_scenes.scenes import Scene, SceneObject, draw_scene
+from moadapt_tasks.digit_scenes.listing import PLAIN_PROMPT, list_scene_by_form, read_plain_listing
+from moadapt_tasks.digit_scenes.listing_parts import CODEC
+from moadapt_tasks.digit_scenes.scenes import SIZE, Scene, SceneObject, draw_scene
 from moadapt_tasks.metrics.grounding_accuracy import box_iou
 
 _BATCH = 64
 _MAX_NEW_TOKENS = 96
+_BOX = re.compile(r"\[[^\[\]]*\]")
 
 
 def listing_exactness(model: PreTrainedModel, processor: Any, split: str, scenes: int, seed: int) -> dict[str, float]:
@@ -36,22 +39,63 @@ def listing_exactness(model: PreTrainedModel, processor: Any, split: str, scenes
     scores = []
     for start in range(0, scenes, _BATCH):
         batch = drawn[start : start + _BATCH]
-        texts = list_scenes(model, processor, [Image.fromarray(scene.pixels) for scene in batch])
+        texts = write_listings(model, processor, batch, [PLAIN_PROMPT] * len(batch))
         scores += [_score(scene, read_plain_listing(text)) for scene, text in zip(batch, texts, strict=True)]
     return {name: float(np.mean(np.concatenate([score[name] for score in scores]))) for name in scores[0]}
 
 
-def list_scenes(model: PreTrainedModel, processor: Any, images: Sequence[Image.Image]) -> list[str]:
-    """Return a base's plain listing of each picture, written greedily."""
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PLAIN_PROMPT}]}
-    prompt = processor.apply_chat_template([asked])
-    batch = processor(images=list(images), text=[prompt] * len(images), return_tensors="pt").to(model.device)
+def exactness_by_form(model: PreTrainedModel, processor: Any, split: str, scenes: int, seed: int) -> dict[str, float]:
+    """Ask a base for every form of listing that has one right answer.
+
+    Args:
+        model: The base, in evaluation mode.
+        processor: Its processor.
+        split: Whose handwriting to use: `train`, `validation` or `test`.
+        scenes: How many scenes, at least 1.
+        seed: Seed of the scenes and of the prompts.
+
+    Returns:
+        By form, the share of listings with every word right and every box with an IoU of at least 0.5.
+    """
+    drawn = [draw_scene(split, index, seed) for index in range(scenes)]
+    asked = [list_scene_by_form(scene, np.random.default_rng([seed, index])) for index, scene in enumerate(drawn)]
+    shares = {}
+    for form in asked[0]:
+        prompts, answers = zip(*(forms[form] for forms in asked), strict=True)
+        written: list[str] = []
+        for start in range(0, scenes, _BATCH):
+            some = slice(start, start + _BATCH)
+            written += write_listings(model, processor, drawn[some], prompts[some])
+        shares[form] = float(np.mean([_same(text, answer) for text, answer in zip(written, answers, strict=True)]))
+    return shares
+
+
+def write_listings(
+    model: PreTrainedModel, processor: Any, scenes: Sequence[Scene], prompts: Sequence[str]
+) -> list[str]:
+    """Return what a base writes, greedily, about each scene when asked by its prompt."""
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        )
+        for prompt in prompts
+    ]
+    images = [Image.fromarray(scene.pixels) for scene in scenes]
+    batch = processor(images=images, text=texts, return_tensors="pt", padding=True).to(model.device)
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
     generate: Any = model.generate  # typed as a module's Tensor
     with torch.inference_mode():
         written: Tensor = generate(**batch, do_sample=False, max_new_tokens=_MAX_NEW_TOKENS)
-    texts: list[str] = processor.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
+    found: list[str] = processor.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
+
+
+def _same(text: str, answer: str) -> bool:
+    """Compare two listings word by word, and boxes by overlap."""
+    if _BOX.split(text) != _BOX.split(answer):
+        return False
+    pairs = [[CODEC.read(box, SIZE, SIZE) for box in _BOX.findall(each)] for each in (text, answer)]
+    return all(found and right and box_iou(found, right) >= 0.5 for found, right in zip(*pairs, strict=True))
 
 
 def _score(scene: Scene, listed: list[SceneObject] | None) -> dict[str, list[float]]:

@@ -1,16 +1,18 @@
 """Listing what is where: the only thing the digit-scene base ever learns.
 
-A prompt names the fields of an item, their order and the order of the items (`list color digit box left to right`); the
-answer lists the whole scene that way. A listing may start at an object that the prompt names and go round from there;
-other forms group the same facts by colour, by digit or by corner, all of them or those that the prompt lists, and some
-rows only repeat words of their prompt. No prompt asks a question, wants a caption or wants one object alone.
+A prompt says what to list (all, those of a colour or a digit, those on a side of an object, or the objects of given
+names), the fields of an item and the order: `list color digit box left to right`. Other forms group the same facts by
+colour, digit, name, side or corner, and some rows only repeat words of their prompt. No prompt asks a question, wants a
+caption, or refers to an object in order to have that one alone.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from moadapt_tasks.boxes import IntegerBoxes
+from moadapt_tasks.digit_scenes import listing_tables as tables
+from moadapt_tasks.digit_scenes.listing_parts import CODEC, names, some_fields, some_order, write_items
+from moadapt_tasks.digit_scenes.questions import SIDES
 from moadapt_tasks.digit_scenes.scenes import COLORS, SIZE, Scene, SceneObject
 from moadapt_tasks.digit_scenes.vocabulary import some_words
 
@@ -18,21 +20,6 @@ Text = tuple[str, str]
 Rng = np.random.Generator
 
 PLAIN_PROMPT = "list color digit box left to right"
-
-_ORDERS: dict[str, Callable[[SceneObject], float]] = {
-    "left to right": lambda thing: thing.center[0],
-    "right to left": lambda thing: -thing.center[0],
-    "top to bottom": lambda thing: thing.center[1],
-    "bottom to top": lambda thing: -thing.center[1],
-    "small to large": lambda thing: _area(thing),
-    "large to small": lambda thing: -_area(thing),
-}
-_CODEC = IntegerBoxes()
-_FIELDS: dict[str, Callable[[SceneObject], str]] = {
-    "color": lambda thing: thing.color,
-    "digit": lambda thing: str(thing.digit),
-    "box": lambda thing: _CODEC.write(thing.box, SIZE, SIZE),
-}
 
 
 def list_scene(scene: Scene, rng: Rng) -> Text:
@@ -49,9 +36,23 @@ def list_scene(scene: Scene, rng: Rng) -> Text:
     return forms[rng.choice(len(forms), p=list(_FORMS.values()))](scene, rng)
 
 
+def list_scene_by_form(scene: Scene, rng: Rng) -> dict[str, Text]:
+    """Write one listing of every form that has one right answer.
+
+    Args:
+        scene: What to list.
+        rng: Chooses orders, fields and keys.
+
+    Returns:
+        Prompt and listing by the form's name.
+    """
+    forms = [form for form in _FORMS if form is not _items_in_any_order]
+    return {form.__name__.strip("_"): form(scene, rng) for form in forms}
+
+
 def plain_listing(scene: Scene) -> str:
     """Return what `PLAIN_PROMPT` asks for."""
-    return _write(list(scene.objects), ["color", "digit", "box"])
+    return write_items(scene.objects, ["color", "digit", "box"])
 
 
 def read_plain_listing(text: str) -> list[SceneObject] | None:
@@ -59,7 +60,7 @@ def read_plain_listing(text: str) -> list[SceneObject] | None:
     objects = []
     for item in text.split("; "):
         words = item.split(" ", 2)
-        box = _CODEC.read(words[2], SIZE, SIZE) if len(words) == 3 else None
+        box = CODEC.read(words[2], SIZE, SIZE) if len(words) == 3 else None
         if box is None or words[0] not in COLORS or not words[1].isdigit():
             return None
         left, top, right, bottom = (round(edge) for edge in box)
@@ -67,90 +68,57 @@ def read_plain_listing(text: str) -> list[SceneObject] | None:
     return objects
 
 
-def _write(objects: list[SceneObject], fields: list[str]) -> str:
-    return "; ".join(" ".join(_FIELDS[field](thing) for field in fields) for thing in objects)
-
-
-def _some_fields(rng: Rng) -> list[str]:
-    count = rng.choice([1, 2, 3], p=[0.1, 0.35, 0.55])
-    return [str(field) for field in rng.permutation(list(_FIELDS))[:count]]
-
-
 def _items(scene: Scene, rng: Rng) -> Text:
-    fields, order = _some_fields(rng), str(rng.choice(list(_ORDERS)))
-    return f"list {' '.join(fields)} {order}", _write(sorted(scene.objects, key=_ORDERS[order]), fields)
+    fields, (words, order) = some_fields(rng), some_order(rng)
+    return _maybe_numbered(f"list {' '.join(fields)} {words}", sorted(scene.objects, key=order), fields, rng)
 
 
 def _items_in_any_order(scene: Scene, rng: Rng) -> Text:
-    fields = _some_fields(rng)
+    fields = some_fields(rng)
     objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
-    return f"list {' '.join(fields)} in any order", _write(objects, fields)
+    return f"list {' '.join(fields)} in any order", write_items(objects, fields)
 
 
 def _items_from(scene: Scene, rng: Rng) -> Text:
-    """Start at an object that the prompt names, by whatever is its own alone, and go round."""
-    fields, order = _some_fields(rng), str(rng.choice(list(_ORDERS)))
-    things = sorted(scene.objects, key=_ORDERS[order])
+    """Start at an object that the prompt names and go round."""
+    fields, (words, order) = some_fields(rng), some_order(rng)
+    things = sorted(scene.objects, key=order)
     start = int(rng.integers(len(things)))
-    name = str(rng.choice(_names(things[start], scene)))
-    return f"list {' '.join(fields)} from {name} {order}", _write(things[start:] + things[:start], fields)
+    name = rng.choice(names(things[start], scene))
+    return f"list {' '.join(fields)} from {name} {words}", write_items(things[start:] + things[:start], fields)
 
 
-def _names(thing: SceneObject, scene: Scene) -> list[str]:
-    names = [f"the {thing.name}"]
-    if sum(other.color == thing.color for other in scene.objects) == 1:
-        names += [f"the {thing.color} digit", thing.color]
-    if sum(other.digit == thing.digit for other in scene.objects) == 1:
-        names += [f"the {thing.digit}"]
-    return names
+def _items_of(scene: Scene, rng: Rng) -> Text:
+    """List those of a colour or of a digit, often of one that several share."""
+    fields, (words, order) = some_fields(rng), some_order(rng)
+    shown = [feature for thing in scene.objects for feature in (thing.color, str(thing.digit))]
+    shared = [feature for feature in shown if shown.count(feature) > 1]
+    draw = rng.random()
+    pool = shared if shared and draw < 0.6 else shown if draw < 0.85 else [*COLORS, *"0123456789"]
+    feature = str(rng.choice(pool))
+    things = sorted((thing for thing in scene.objects if feature in (thing.color, str(thing.digit))), key=order)
+    return _maybe_numbered(f"list {' '.join(fields)} of {feature} digits {words}", things, fields, rng)
 
 
-def _by_listed_colors(scene: Scene, rng: Rng) -> Text:
-    colors = [str(color) for color in rng.permutation([*COLORS])[: rng.integers(2, 5)]]
-    rows = [(color, [str(t.digit) for t in scene.objects if t.color == color]) for color in colors]
-    return _listed("color", rows, rng)
+def _items_beyond(scene: Scene, rng: Rng) -> Text:
+    """List those on a side of an object that the prompt names, nearest first."""
+    fields, side = some_fields(rng), str(rng.choice(list(SIDES)))
+    anchor = scene.objects[rng.integers(len(scene.objects))]
+    things = tables.beyond(scene, anchor, side)
+    return _maybe_numbered(f"list {' '.join(fields)} {side} {rng.choice(names(anchor, scene))}", things, fields, rng)
 
 
-def _by_listed_digits(scene: Scene, rng: Rng) -> Text:
-    shown = [thing.digit for thing in scene.objects]
-    digits = list(dict.fromkeys(int(d) for d in rng.permutation([*shown, *rng.integers(10, size=2)])))[:4]
-    return _listed("digit", [(str(d), [t.color for t in scene.objects if t.digit == d]) for d in digits], rng)
-
-
-def _listed(key: str, rows: list[tuple[str, list[str]]], rng: Rng) -> Text:
-    """Answer for the keys that the prompt lists: with them, without them, or with how many each has."""
-    prompt = f"list by {key} {' '.join(name for name, _ in rows)}"
-    form = rng.integers(3)
-    if form == 0:
-        return prompt, _table(rows)
-    if form == 1:
-        return f"{prompt} short", "; ".join(", ".join(found) if found else "none" for _, found in rows)
-    return f"{prompt} with number", _table([(f"{name} {len(found)}", found) for name, found in rows])
-
-
-def _by_color(scene: Scene, rng: Rng) -> Text:
-    rows = [(color, [str(t.digit) for t in scene.objects if t.color == color]) for color in rng.permutation([*COLORS])]
-    return "list by color", _table(rows)
-
-
-def _by_digit(scene: Scene, rng: Rng) -> Text:
-    shown = {thing.digit for thing in scene.objects}
-    others = [digit for digit in range(10) if digit not in shown]
-    digits = rng.permutation([*shown, *rng.choice(others, size=3, replace=False)])
-    return "list by digit", _table([(str(d), [t.color for t in scene.objects if t.digit == d]) for d in digits])
-
-
-def _by_corner(scene: Scene, rng: Rng) -> Text:
-    corners = [f"{row} {column}" for row in ("top", "bottom") for column in ("left", "right")]
-    rows = [(str(c), [t.name for t in scene.objects if _corner(t) == c]) for c in rng.permutation(corners)]
-    return "list by corner", _table(rows)
+def _maybe_numbered(prompt: str, things: list[SceneObject], fields: list[str], rng: Rng) -> Text:
+    if rng.random() < 0.25:
+        return f"{prompt} with number", f"{len(things)}: {write_items(things, fields)}"
+    return prompt, write_items(things, fields)
 
 
 def _in_words(scene: Scene, rng: Rng) -> Text:
-    order = str(rng.choice(list(_ORDERS)))
-    things = sorted(scene.objects, key=_ORDERS[order])
-    items = [f"{i}. the digit {t.digit} in {t.color} at the {_corner(t)}" for i, t in enumerate(things, start=1)]
-    return f"list in words {order}", "; ".join([*items, f"that is all, {len(things)} digits"])
+    words, order = some_order(rng)
+    things = sorted(scene.objects, key=order)
+    items = [f"{i}. the digit {t.digit} in {t.color} at the {tables.corner(t)}" for i, t in enumerate(things, start=1)]
+    return f"list in words {words}", "; ".join([*items, f"that is all, {len(things)} digits"])
 
 
 def _words(scene: Scene, rng: Rng) -> Text:
@@ -158,29 +126,20 @@ def _words(scene: Scene, rng: Rng) -> Text:
     return f"list words {words}", words
 
 
-def _area(thing: SceneObject) -> float:
-    left, top, right, bottom = thing.box
-    return (right - left) * (bottom - top)
-
-
-def _table(rows: list[tuple[str, list[str]]]) -> str:
-    return "; ".join(f"{key}: {', '.join(found) if found else 'none'}" for key, found in rows)
-
-
-def _corner(thing: SceneObject) -> str:
-    horizontal, vertical = thing.center
-    return f"{'top' if vertical < SIZE / 2 else 'bottom'} {'left' if horizontal < SIZE / 2 else 'right'}"
-
-
 _FORMS: dict[Callable[[Scene, Rng], Text], float] = {
-    _items: 0.26,
-    _items_in_any_order: 0.10,
-    _items_from: 0.26,
-    _by_listed_colors: 0.11,
-    _by_listed_digits: 0.07,
-    _by_color: 0.04,
-    _by_digit: 0.03,
-    _by_corner: 0.04,
-    _in_words: 0.05,
+    _items: 0.18,
+    _items_in_any_order: 0.05,
+    _items_from: 0.13,
+    _items_of: 0.15,
+    _items_beyond: 0.12,
+    _in_words: 0.02,
     _words: 0.04,
+    tables.by_names: 0.14,
+    tables.numbers: 0.05,
+    tables.by_sides: 0.04,
+    tables.by_listed_colors: 0.03,
+    tables.by_listed_digits: 0.02,
+    tables.by_color: 0.01,
+    tables.by_digit: 0.01,
+    tables.by_corner: 0.01,
 }

@@ -32,11 +32,11 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """The numbers of the recipe; how the shipped weights differ is in their card."""
+    """The numbers of the recipe."""
 
     patch_steps: int = 4000
     """Steps on patches only."""
-    list_steps: int = 7000
+    list_steps: int = 10_000
     """Steps on listings."""
     batch_size: int = 64
     """Scenes a step."""

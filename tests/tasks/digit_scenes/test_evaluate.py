@@ -1,18 +1,20 @@
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedModel
 
 from moadapt_tasks.digit_scenes.base import build_model, build_processor, build_tokenizer
-from moadapt_tasks.digit_scenes.evaluate import list_scenes, listing_exactness
-from moadapt_tasks.digit_scenes.listing import PLAIN_PROMPT, plain_listing
+from moadapt_tasks.digit_scenes.evaluate import exactness_by_form, listing_exactness, write_listings
+from moadapt_tasks.digit_scenes.listing import PLAIN_PROMPT, list_scene_by_form, plain_listing
 from moadapt_tasks.digit_scenes.scenes import Scene, SceneObject, draw_scene
 
 SCENES = 70  # more than one batch
+BOX = re.compile(r"\[[^]]*]")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_listing_exactness_counts_a_missing_item(scenes: list[Scene], processor:
     assert scores["digit"] == pytest.approx(1 - SCENES / digits)
 
 
-def test_list_scenes_asks_the_model_as_pretraining_did(scenes: list[Scene], processor: LlavaProcessor) -> None:
+def test_a_base_is_asked_as_pretraining_did(scenes: list[Scene], processor: LlavaProcessor) -> None:
     asked: list[Tensor] = []
 
     def generate(input_ids: Tensor, **_: Any) -> Tensor:
@@ -101,16 +103,28 @@ def test_list_scenes_asks_the_model_as_pretraining_did(scenes: list[Scene], proc
         return input_ids
 
     model = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, generate=generate)
-    list_scenes(cast(PreTrainedModel, model), processor, [Image.fromarray(scene.pixels) for scene in scenes[:2]])
-    expected = [processor.image_token_id] * 49 + processor.tokenizer(PLAIN_PROMPT + "\n").input_ids
-    assert asked[0].tolist() == [expected, expected]
+    write_listings(cast(PreTrainedModel, model), processor, scenes[:2], [PLAIN_PROMPT, "list box"])
+    long, short = (processor.tokenizer(text + "\n").input_ids for text in (PLAIN_PROMPT, "list box"))
+    image, pad = [processor.image_token_id] * 49, [processor.tokenizer.pad_token_id] * (len(long) - len(short))
+    assert asked[0].tolist() == [image + long, pad + image + short]
 
 
-def test_list_scenes_works_with_the_base(scenes: list[Scene], processor: LlavaProcessor) -> None:
+def test_a_base_writes_text(scenes: list[Scene], processor: LlavaProcessor) -> None:
     model: Any = build_model(processor.tokenizer)
-    model = model.half().eval()
-    texts = list_scenes(model, processor, [Image.fromarray(scene.pixels) for scene in scenes[:2]])
+    texts = write_listings(model.half().eval(), processor, scenes[:2], [PLAIN_PROMPT, "list box"])
     assert [type(text) for text in texts] == [str, str]
+
+
+def test_exactness_by_form_judges_every_form(scenes: list[Scene], processor: LlavaProcessor) -> None:
+    asked = [list_scene_by_form(scene, np.random.default_rng([4, index])) for index, scene in enumerate(scenes)]
+    for spoil, expected in ((None, 1), ("[0, 0, 1, 1]", 0)):
+        texts = [BOX.sub(spoil, forms[form][1]) if spoil else forms[form][1] for form in asked[0] for forms in asked]
+        model = cast(PreTrainedModel, Reciter(texts, processor.tokenizer))
+        shares = exactness_by_form(model, processor, "validation", SCENES, seed=4)
+        assert list(shares) == list(asked[0])
+        for form, share in shares.items():
+            with_boxes = sum(bool(BOX.search(forms[form][1])) for forms in asked) / SCENES
+            assert share == pytest.approx(1 if expected else 1 - with_boxes), form
 
 
 def test_listing_exactness_counts_an_item_listed_twice(scenes: list[Scene], processor: LlavaProcessor) -> None:
