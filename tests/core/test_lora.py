@@ -131,7 +131,9 @@ def assert_equal(found: Tensor, expected: Tensor, what: str) -> None:
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max(), what
 
 
-def assert_exact(bank: LoRABank, ones: dict[str, One], x: Tensor, routing: Routing | None, frozen: tuple[str, ...]) -> None:
+def assert_exact(
+    bank: LoRABank, ones: dict[str, One], x: Tensor, routing: Routing | None, frozen: tuple[str, ...]
+) -> None:
     """Compare output and all gradients with the naive loop."""
     inputs = {"x": x.requires_grad_()}
     if routing is not None:
