@@ -1,4 +1,8 @@
-"""Five descriptions of a digit scene, alike in facts and different in words, order and detail."""
+"""Five descriptions of a digit scene, alike in facts and different in words, order and detail.
+
+Two of them begin alike and the others each in their own way, so that a model which learned all five has one likeliest
+beginning: were there several, chance would choose the form that it writes greedily, and with it the scores.
+"""
 
 from collections.abc import Sequence
 
@@ -11,12 +15,13 @@ def captions(scene: Scene) -> list[str]:
     names = [thing.name for thing in scene.objects]
     down = [thing.name for thing in sorted(scene.objects, key=lambda thing: thing.center[1])]
     number = NUMBERS[len(names)]
+    across = _listed([f"a {name}" for name in names])
     return [
-        _listed([f"a {name}" for name in names]),
+        across,
+        f"{across} on a dark square",
         f"from left to right: {', '.join(names)}",
-        f"{number} digits: {_listed(names)}",
-        f"from top to bottom there are {_listed([f'a {name}' for name in down])}",
-        f"a picture of the {number} digits {_listed([str(thing.digit) for thing in scene.objects])}",
+        f"seen from top to bottom: {_listed([f'a {name}' for name in down])}",
+        f"{number} digits, {_listed([str(thing.digit) for thing in scene.objects])}",
     ]
 
 

@@ -26,7 +26,7 @@ Entry = dict[str, Any]
 Rng = np.random.Generator
 
 _WRITER = "moadapt digit scenes"
-_VERSION = 1
+_VERSION = 2
 """To be raised whenever the same settings would give other files."""
 _FIRST_SEED = 1000
 """Seeds below belong to pre-training."""

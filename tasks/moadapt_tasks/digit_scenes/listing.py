@@ -22,18 +22,20 @@ Rng = np.random.Generator
 PLAIN_PROMPT = "list color digit box left to right"
 
 
-def list_scene(scene: Scene, rng: Rng) -> Text:
+def list_scene(scene: Scene, rng: Rng, *, lookups: bool = True) -> Text:
     """Write one listing of a scene.
 
     Args:
         scene: What to list.
         rng: Chooses the form and the orders.
+        lookups: Whether prompts may name objects, colours or digits; without them, a curriculum's first part.
 
     Returns:
         The prompt and the listing.
     """
-    forms = list(_FORMS)
-    return forms[rng.choice(len(forms), p=list(_FORMS.values()))](scene, rng)
+    shares = _FORMS if lookups else {form: _FORMS[form] for form in _NAMING_NOTHING}
+    weights = np.array(list(shares.values()))
+    return list(shares)[rng.choice(len(shares), p=weights / weights.sum())](scene, rng)
 
 
 def list_scene_by_form(scene: Scene, rng: Rng) -> dict[str, Text]:
@@ -127,19 +129,28 @@ def _words(scene: Scene, rng: Rng) -> Text:
 
 
 _FORMS: dict[Callable[[Scene, Rng], Text], float] = {
-    _items: 0.18,
-    _items_in_any_order: 0.05,
-    _items_from: 0.13,
-    _items_of: 0.15,
-    _items_beyond: 0.12,
+    _items: 0.16,
+    _items_in_any_order: 0.06,
+    _items_from: 0.12,
+    _items_of: 0.13,
+    _items_beyond: 0.10,
     _in_words: 0.02,
     _words: 0.04,
-    tables.by_names: 0.14,
+    tables.by_names: 0.22,
     tables.numbers: 0.05,
-    tables.by_sides: 0.04,
-    tables.by_listed_colors: 0.03,
+    tables.by_sides: 0.03,
+    tables.by_listed_colors: 0.02,
     tables.by_listed_digits: 0.02,
     tables.by_color: 0.01,
     tables.by_digit: 0.01,
     tables.by_corner: 0.01,
 }
+_NAMING_NOTHING = (
+    _items,
+    _items_in_any_order,
+    _in_words,
+    _words,
+    tables.by_color,
+    tables.by_digit,
+    tables.by_corner,
+)

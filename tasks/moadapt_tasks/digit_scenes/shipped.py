@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from moadapt.bases import ShippedBase
 from moadapt.registry import BASES
-from moadapt_tasks.digit_scenes.pretrain import PretrainSettings, pretrain
+from moadapt_tasks.digit_scenes.pretrain import pretrain
+from moadapt_tasks.digit_scenes.recipe import PretrainSettings
 
 
 @BASES.register("digit_scenes")

@@ -14,10 +14,10 @@ def test_captions_of_a_scene() -> None:
     )
     assert captions(Scene(draw_scene("test", 0).pixels, things)) == [
         "a red 3, a blue 5 and a white 1",
+        "a red 3, a blue 5 and a white 1 on a dark square",
         "from left to right: red 3, blue 5, white 1",
-        "three digits: red 3, blue 5 and white 1",
-        "from top to bottom there are a blue 5, a white 1 and a red 3",
-        "a picture of the three digits 3, 5 and 1",
+        "seen from top to bottom: a blue 5, a white 1 and a red 3",
+        "three digits, 3, 5 and 1",
     ]
 
 
@@ -31,3 +31,8 @@ def test_captions_name_every_digit_in_order(index: int) -> None:
     assert [re.findall(r"\d", caption) for caption in written] == [across, across, across, down, across]
     for caption in written[:4]:
         assert all(thing.name in caption for thing in scene.objects)
+
+
+def test_one_beginning_is_likeliest() -> None:
+    beginnings = [caption.split()[0] for caption in captions(draw_scene("test", 0))]
+    assert sorted(beginnings.count(word) for word in set(beginnings)) == [1, 1, 1, 2]

@@ -4,7 +4,7 @@ import pytest
 
 from moadapt.registry import BASES
 from moadapt_tasks.digit_scenes import shipped
-from moadapt_tasks.digit_scenes.pretrain import PretrainSettings
+from moadapt_tasks.digit_scenes.recipe import PretrainSettings
 from moadapt_tasks.digit_scenes.shipped import DigitScenesBase
 
 
