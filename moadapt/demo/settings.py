@@ -42,7 +42,7 @@ class DemoSettings:
     data: str = "digit_scenes"
     data_options: Mapping[str, Any] = field(default_factory=lambda: dict(_SCENES))
     seed: int = 0
-    steps: int = 300
+    steps: int = 500
     batch_size: int = 32
     rank: int = 8
     shared_rank: int = 4

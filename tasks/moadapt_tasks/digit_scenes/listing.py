@@ -48,7 +48,7 @@ def list_scene_by_form(scene: Scene, rng: Rng) -> dict[str, Text]:
     Returns:
         Prompt and listing by the form's name.
     """
-    forms = [form for form in _FORMS if form is not _items_in_any_order]
+    forms = [form for form in _FORMS if form not in _IN_ANY_ORDER]
     return {form.__name__.strip("_"): form(scene, rng) for form in forms}
 
 
@@ -154,3 +154,4 @@ _NAMING_NOTHING = (
     tables.by_digit,
     tables.by_corner,
 )
+_IN_ANY_ORDER = (_items_in_any_order, tables.by_color, tables.by_digit, tables.by_corner)

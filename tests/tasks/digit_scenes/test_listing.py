@@ -8,7 +8,7 @@ from moadapt_tasks.digit_scenes import listing
 from moadapt_tasks.digit_scenes.captions import captions
 from moadapt_tasks.digit_scenes.expressions import expressions
 from moadapt_tasks.digit_scenes.listing_parts import FIELDS, ORDERS, absent_names, names
-from moadapt_tasks.digit_scenes.listing_tables import beyond
+from moadapt_tasks.digit_scenes.listing_tables import beyond, by_color
 from moadapt_tasks.digit_scenes.questions import ask
 from moadapt_tasks.digit_scenes.scenes import COLORS, SIZE, Scene, SceneObject, draw_scene
 
@@ -123,7 +123,7 @@ def test_numbers_count_what_each_key_has(drawn: list[tuple[Scene, dict[str, list
 
 def test_tables_have_a_row_a_key(drawn: list[tuple[Scene, dict[str, listing.Text]]]) -> None:
     for scene, forms in drawn:
-        rows = dict(row.split(": ") for row in forms["by_color"][1].split("; "))
+        rows = dict(row.split(": ") for row in by_color(scene, np.random.default_rng(0))[1].split("; "))
         assert rows.keys() == COLORS.keys()
         assert sum(value != "none" for value in rows.values()) == len({thing.color for thing in scene.objects})
         sides = forms["by_sides"][1].split("; ")
