@@ -44,8 +44,8 @@ class AdaptedModule(nn.Module):
         Raises:
             RuntimeError: The base was called without its mixture.
         """
-        y: Tensor = self.module(x, *args, **kwargs)
         if not self._context.enabled:
+            y: Tensor = self.module(x, *args, **kwargs)
             return y
         call = self._context.call
         if call is None:
@@ -54,7 +54,8 @@ class AdaptedModule(nn.Module):
                 "mixture.gradient_checkpointing_enable() for checkpointing, or detach() first"
             )
         routing = self._context.route(call, self._site, x)
-        for bank in self.banks:
-            assert isinstance(bank, Bank), "wrappers hold banks"
+        first, *others = (bank for bank in self.banks if isinstance(bank, Bank))
+        y = first.adapt(self.module, x, routing, *args, **kwargs)
+        for bank in others:
             y = bank.add_to(y, x, routing)
         return y

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,18 @@ class Bank(nn.Module, ABC):
         """
         delta: Tensor = self(x, y, routing)
         return y + delta
+
+    def adapt(self, module: nn.Module, x: Tensor, routing: Routing | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base's module and add the delta, in one step where the family can.
+
+        Args:
+            module: The frozen module of the site.
+            x: Its input.
+            routing: Weights of the experts.
+            args: What else the module takes.
+            kwargs: What else the module takes, by name.
+        """
+        return self.add_to(module(x, *args, **kwargs), x, routing)
 
     @abstractmethod
     def delta(self, weights: Tensor) -> Delta:

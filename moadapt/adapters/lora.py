@@ -7,8 +7,9 @@ Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ran
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Bank, Delta, FamilySpec
-from moadapt.adapters.lowrank import add_gathered, add_stacked
+from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -73,7 +74,6 @@ class LoRABank(Bank):
     """
 
     expert_of: Tensor
-    scale_of: Tensor
     slots: Tensor
 
     def __init__(self, site: Site, adapters: Sequence[Adapter]) -> None:
@@ -89,7 +89,7 @@ class LoRABank(Bank):
                 f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
             )
         self.dropout = dropouts.pop()
-        for name in ("expert_of", "scale_of", "slots"):
+        for name in ("expert_of", "slots"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self._extend("shared", [a for a in adapters if a.expert is None])
         self._extend("expert", [a for a in adapters if a.expert is not None])
@@ -119,14 +119,22 @@ class LoRABank(Bank):
             ranks, weights = self._chosen(routing)
             out = add_gathered(y3, x3, down, up, weights.to(y.dtype), ranks)
         else:
-            out = add_stacked(y3, x3, down, up, self._rank_weights(routing).to(y.dtype))
+            out = add_stacked(y3, x3, down, up, _experts(routing), self._ranks)
         return out.squeeze(0) if flat else out
+
+    def adapt(self, module: nn.Module, x: Tensor, routing: Routing | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the base's module and add the delta; in training a plain linear layer joins the stacked form."""
+        if args or kwargs or not self._fuses(module, x, routing):
+            return super().adapt(module, x, routing, *args, **kwargs)
+        assert isinstance(module, nn.Linear), "only plain linear layers are fused"
+        down, up = self._stack("down").to(x.dtype), self._stack("up").to(x.dtype)
+        return stacked_linear(module, x, down, up, _experts(routing), self._ranks)
 
     def delta(self, weights: Tensor) -> Delta:
         """Return the stacked factors, the weights folded into `up`."""
-        ranks = self._rank_weights(Routing.constant(weights)).reshape(-1, 1)
         up = self._stack("up").detach()
-        return Delta(self._stack("down").detach(), up * ranks.to(up))
+        spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
+        return Delta(self._stack("down").detach(), up * spread.reshape(-1, 1))
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Return `down (r, D)` and `up (r, F)` of one adapter."""
@@ -187,9 +195,9 @@ class LoRABank(Bank):
         self._index()
 
     def _fresh(self, spec: LoRA) -> dict[str, Tensor]:
-        bound = 1 / math.sqrt(self.site.in_features)
-        down = torch.empty(spec.rank, self.site.in_features).uniform_(-bound, bound)
-        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features)}
+        bound, device = 1 / math.sqrt(self.site.in_features), self.expert_of.device
+        down = torch.empty(spec.rank, self.site.in_features, device=device).uniform_(-bound, bound)
+        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features, device=device)}
 
     def _set(self, part: str, adapters: list[Adapter], states: list[dict[str, Tensor]]) -> None:
         self._adapters[part] = adapters
@@ -207,8 +215,6 @@ class LoRABank(Bank):
         device = self.expert_of.device
         repeats = torch.tensor(ranks, dtype=torch.long)
         self.expert_of = torch.tensor(owners, dtype=torch.long).repeat_interleave(repeats).to(device)
-        scales = torch.tensor([_spec(adapter).scale for adapter in adapters], dtype=torch.float64)
-        self.scale_of = scales.repeat_interleave(repeats).to(device)
         width = max((r for r, owner in zip(ranks, owners, strict=True) if owner >= 0), default=0)
         slots = torch.full((max(owners, default=-1) + 1, width), -1)
         starts = [sum(ranks[:i]) for i in range(len(ranks))]
@@ -217,6 +223,20 @@ class LoRABank(Bank):
                 slots[owner, :rank] = torch.arange(start, start + rank)
         self.slots = slots.to(device)
         self._shared_ranks = sum(r for r, owner in zip(ranks, owners, strict=True) if owner < 0)
+        self._ranks = self._find_ranks()
+
+    def _find_ranks(self) -> Ranks:
+        adapters = [adapter for part in _PARTS for adapter in self._adapters[part]]
+        scales = [_spec(adapter).scale for adapter in adapters for _ in range(_spec(adapter).rank)]
+        owners = [a.expert for a in adapters if a.expert is not None for _ in range(_spec(a).rank)]
+        scale = torch.tensor(scales, dtype=torch.float64, device=self.expert_of.device)
+        return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRABank":
+        """Move everything; scales follow the device but are never rounded to a coarser type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._ranks = self._find_ranks()
+        return self
 
     def _part(self, part: str, side: str) -> Tensor:
         parameter = getattr(self, f"{part}_{side}")
@@ -234,18 +254,32 @@ class LoRABank(Bank):
         raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
 
     def _stack(self, side: str) -> Tensor:
-        parts = [p for part in _PARTS if (p := getattr(self, f"{part}_{side}")) is not None]
+        found = [getattr(self, f"{part}_{side}") for part in _PARTS]
+        parts = [part for part in found if part is not None]
         if not parts:
             width = self.site.in_features if side == "down" else self.site.out_features
             return torch.empty(0, width, device=self.expert_of.device)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _rank_weights(self, routing: Routing | None) -> Tensor:
-        """Spread the experts' weights over the stacked ranks, (B|1, T|1, R)."""
-        if routing is None:
-            return self.scale_of.reshape(1, 1, -1)
-        full = functional.pad(routing.dense()[:, :, 0], (1, 0), value=1.0)  # the shared adapter is column 0
-        return full.index_select(-1, self.expert_of + 1) * self.scale_of.to(full.dtype)
+    def _fuses(self, module: nn.Module, x: Tensor, routing: Routing | None) -> bool:
+        """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""
+        if type(module) is not nn.Linear or x.ndim != 3 or not self.names or (self.dropout and self.training):
+            return False
+        weight, device = module.weight, x.device.type
+        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if (
+            hooked
+            or "forward" in vars(module)
+            or weight.requires_grad
+            or weight.dtype != x.dtype
+            or torch.is_autocast_enabled(device)
+        ):
+            return False
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        return routing is None or not (
+            routing.combines == "parameters" or routing.weights.shape[2] > 1 or self._gathers(routing)
+        )
 
     def _gathers(self, routing: Routing) -> bool:
         """Tell whether taking each row's ranks out of the stack is cheaper than using the whole stack."""
@@ -263,7 +297,7 @@ class LoRABank(Bank):
         ranks, full = slots.clamp(min=0).flatten(1), full.flatten(1)
         shared = torch.arange(self._shared_ranks, device=ranks.device).expand(len(ranks), -1)
         ranks = torch.cat([shared, ranks], dim=1)
-        full = torch.cat([full.new_ones(shared.shape), full], dim=1) * self.scale_of.to(full.dtype)[ranks]
+        full = torch.cat([full.new_ones(shared.shape), full], dim=1) * self._ranks.scale(full.dtype)[ranks]
         return ranks, full.unsqueeze(1)
 
     def _add_heads(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor, routing: Routing) -> Tensor:
@@ -271,7 +305,7 @@ class LoRABank(Bank):
         weights = functional.pad(routing.dense(), (1, 0), value=1.0).index_select(-1, self.expert_of + 1)
         heads = weights.shape[2]
         self._check_heads(heads, self.site.out_features)
-        weighted = (x @ down.T).unsqueeze(2) * (weights * self.scale_of.to(weights.dtype)).to(y.dtype)
+        weighted = (x @ down.T).unsqueeze(2) * (weights * self._ranks.scale(weights.dtype)).to(y.dtype)
         slices = rearrange(up, "r (h f) -> h r f", h=heads)
         return y + rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
 
@@ -295,7 +329,7 @@ class LoRABank(Bank):
         y = y + (x @ down.mT) @ up * next(iter(specs))[1]
         if not self._shared_ranks:
             return y
-        shared = self.scale_of[: self._shared_ranks].to(y.dtype)
+        shared = self._ranks.scale(y.dtype)[: self._shared_ranks]
         down, up = (self._stack(side)[: self._shared_ranks].to(y.dtype) for side in ("down", "up"))
         return y + (x @ down.T) * shared @ up
 
@@ -308,6 +342,11 @@ class LoRABank(Bank):
     def _live(self, name: str, side: str) -> Tensor:
         part, rows = self._rows(name)
         return self._part(part, side)[rows]
+
+
+def _experts(routing: Routing | None) -> Tensor | None:
+    """Return the weights of the experts without the axis of heads, (B|1, T|1, E)."""
+    return None if routing is None else routing.dense()[:, :, 0]
 
 
 def _spec(adapter: Adapter) -> LoRA:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moadapt import Routing
+from moadapt import Routing, RoutingContext
 from moadapt.adapters import LoRA
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.lora import LoRABank
-from moadapt.adapters.lowrank import add_gathered, add_stacked
+from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.sites import Site
+from moadapt_routers import Constant
 from tests.conformance.canonical import ROUTING_NAMES, routing_value
 
 ROWS, TOKENS, WIDE, NARROW = 4, 5, 12, 8
@@ -200,13 +201,85 @@ def test_a_row_that_gives_one_expert_twice_counts_it_twice() -> None:
     assert_exact(bank, ones, torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), routing, ())
 
 
+def ranks_of(shared: int, *owners: int) -> Ranks:
+    scale = torch.arange(1, shared + len(owners) + 1, dtype=torch.float64) / 3
+    return Ranks(shared, torch.tensor(owners, dtype=torch.long), scale)
+
+
 @pytest.mark.parametrize("weight_axes", [(1, 1), (ROWS, 1), (ROWS, TOKENS), (1, TOKENS)], ids=str)
-def test_gradcheck_of_the_stacked_form(weight_axes: tuple[int, int]) -> None:
-    y, x, down, up, weights = (
+@pytest.mark.parametrize("shared", [0, 2])
+def test_gradcheck_of_the_stacked_form(shared: int, weight_axes: tuple[int, int]) -> None:
+    ranks = ranks_of(shared, 2, 0, 0)  # ragged; expert 1 and the last one are absent
+    count = shared + 3
+    y, x, down, up, weights, bias = (
         torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        for shape in ((ROWS, TOKENS, 3), (ROWS, TOKENS, 4), (2, 4), (2, 3), (*weight_axes, 2))
+        for shape in ((ROWS, TOKENS, 3), (ROWS, TOKENS, 4), (count, 4), (count, 3), (*weight_axes, 4), (3,))
     )
-    assert torch.autograd.gradcheck(lambda y, *rest: add_stacked(y.clone(), *rest), (y, x, down, up, weights))
+    rest = (x, down, up, weights)
+    assert torch.autograd.gradcheck(lambda y, *rest: add_stacked(y.clone(), *rest, ranks), (y, *rest))
+    linear = nn.Linear(4, 3).double().requires_grad_(False)
+    linear.bias.data = bias.detach()
+    assert torch.autograd.gradcheck(lambda *rest: stacked_linear(linear, *rest, ranks), rest)
+
+
+def test_ranks_spread_and_collect_weights() -> None:
+    ranks, weights = ranks_of(1, 2, 0, 0), torch.tensor([10.0, 20, 30, 40], dtype=torch.float64).reshape(1, 1, 4)
+    thirds = torch.tensor([1 / 3, 2 / 3, 1, 4 / 3], dtype=torch.float64)
+    assert torch.equal(ranks.spread(weights, torch.float64), thirds * torch.tensor([1.0, 30, 10, 10]).reshape(1, 1, 4))
+    assert torch.equal(ranks.spread(None, torch.float64), thirds.reshape(1, 1, 4))
+    gradient = torch.tensor([7.0, 3, 6, 9], dtype=torch.float64).reshape(1, 1, 4)
+    expected = torch.tensor([6 * 1 + 9 * 4 / 3, 0, 3 * 2 / 3, 0], dtype=torch.float64).reshape(1, 1, 4)
+    torch.testing.assert_close(ranks.collect(gradient, weights), expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", ROUTING_NAMES)
+def test_a_linear_layer_taken_along_gives_the_same_step(name: str, bias: bool) -> None:
+    """The base's product joins the stacked form where it can; results are those of running the layer first."""
+    bank, _ = build(EQUAL)
+    linear = nn.Linear(WIDE, NARROW, bias=bias).double().requires_grad_(False)
+    routing = routing_value(name, rows=ROWS, tokens=TOKENS, experts=6, dtype=torch.float64)
+    routing.weights.requires_grad_()
+    x = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64, requires_grad=True)
+    leaves = [x, routing.weights, *bank.parameters()]
+    into = torch.randn(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    together, apart = bank.adapt(linear, x, routing), bank.add_to(linear(x), x, routing)
+    assert_equal(together, apart, "output")
+    for found, expected in zip(*(torch.autograd.grad(out, leaves, into) for out in (together, apart)), strict=True):
+        assert_equal(found, expected, "gradient")
+
+
+@pytest.mark.parametrize("why", ["a hook", "another forward", "trained", "another class", "no gradient"])
+def test_a_layer_that_others_change_is_run_by_itself(why: str) -> None:
+    class Doubling(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    bank, _ = build(EQUAL)
+    linear: Any = Doubling(WIDE, NARROW) if why == "another class" else nn.Linear(WIDE, NARROW)
+    linear = linear.double().requires_grad_(why == "trained")
+    if why == "a hook":
+        linear.register_forward_hook(lambda module, args, output: 2 * output)
+    if why == "another forward":
+        own = linear.forward
+        linear.forward = lambda x: 2 * own(x)
+    routing = routing_value("constant", rows=1, tokens=1, experts=6, dtype=torch.float64)
+    x = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64)
+    with torch.set_grad_enabled(why != "no gradient"):
+        out = bank.adapt(linear, x, routing)
+    torch.testing.assert_close(out, linear(x) + bank(x, torch.zeros_like(out), routing))
+    if why == "trained":
+        out.sum().backward()
+        assert linear.weight.grad is not None
+
+
+def test_scales_survive_a_cast_of_the_bank() -> None:
+    bank, ones = build(RAGGED)
+    bank.to(torch.bfloat16).double()
+    weights = torch.ones(4, dtype=torch.float64)
+    rounded = {name: bank.state(name) for name in ones}
+    expected = sum(one.scale * rounded[name]["up"].T @ rounded[name]["down"] for name, one in ones.items())
+    torch.testing.assert_close(bank.delta(weights).weight(), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, TOKENS])
@@ -275,3 +348,19 @@ def test_fresh_factors_start_as_the_method_says() -> None:
     assert not state["up"].any()
     assert bound * 0.98 < state["down"].abs().max() <= bound
     assert abs(float(state["down"].mean())) < 0.02
+
+
+def test_growing_and_merging_stay_on_the_device_of_the_bank() -> None:
+    """The meta device refuses tensors of another device as any accelerator does."""
+    bank = LoRABank(SITE, [Adapter("shared", LoRA(rank=3), None), Adapter("a", LoRA(rank=2), 0)]).to("meta")
+    bank.grow(Adapter("b", LoRA(rank=4), 1))
+    delta = bank.delta(torch.tensor([0.5, 2.0]))
+    assert {tensor.device.type for tensor in (delta.down, delta.up, *bank.parameters(), *bank.buffers())} == {"meta"}
+    assert (delta.down.shape, delta.up.shape) == ((9, WIDE), (9, NARROW))
+
+
+def test_whole_numbers_as_constant_weights_keep_scales() -> None:
+    bank, ones = build({"a": LoRA(rank=4, alpha=1.0), "b": LoRA(rank=2, alpha=3.0)})
+    x, y = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64), torch.zeros(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    routing = Constant(weights=(1, 2)).build(WIDE, 2)(RoutingContext())
+    torch.testing.assert_close(bank(x, y, routing), ones["a"].added(x) + 2 * ones["b"].added(x), rtol=1e-6, atol=1e-6)
