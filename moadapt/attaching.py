@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from moadapt.adapted import AdaptedModule
 from moadapt.adapters.family import FamilySpec
 from moadapt.mixture import Mixture, MixtureSpec
-from moadapt.names import check_names
 from moadapt.routing import RouterSpec
 from moadapt.sites import Placement
 from moadapt.storage import load as load_folder
@@ -36,17 +35,9 @@ def attach(
         ValueError: A name is unsafe, nothing is to be attached, the router is missing or too many, or the base
             carries a mixture already.
     """
-    experts = dict(experts or {})
-    check_names(experts)
-    if shared is None and not experts:
-        raise ValueError("attach got neither shared nor experts; give at least one adapter")
-    if bool(experts) != (router is not None):
-        raise ValueError(
-            f"attach got {len(experts)} experts and {'a' if router else 'no'} router; experts need a router, such as "
-            "moadapt_routers.ByTask(), and a router needs experts"
-        )
+    spec = MixtureSpec(dict(experts or {}), shared, router, placement or Placement())
     _refuse_attached(base)
-    return Mixture(base, MixtureSpec(experts, shared, router, placement or Placement()))
+    return Mixture(base, spec)
 
 
 def load(folder: str | Path, base: PreTrainedModel) -> Mixture:

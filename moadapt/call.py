@@ -55,6 +55,7 @@ class Call:
         continues: Whether a cache that holds earlier tokens is continued.
         images_match: Whether row b owns image b and no other.
         recomputing: Whether a checkpointed block is run again for its backward pass.
+        overridden: Whether the user's own weights stand in `routings` for every place.
     """
 
     num_rows: int
@@ -66,6 +67,7 @@ class Call:
     continues: bool = False
     images_match: bool = True
     recomputing: bool = False
+    overridden: bool = False
 
 
 def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | None, *, continues: bool) -> Call:
@@ -148,6 +150,8 @@ def _prompt(inputs: Mapping[str, Any], request: Request, tokens: Tensor) -> Tens
         real = real & (torch.arange(length, device=real.device) < request.prompt_shape[1])
     given = request.prompt_mask
     if given is not None:
+        if given.shape != real.shape:
+            raise ValueError(f"prompt_mask has shape {tuple(given.shape)}, but the tokens have {tuple(real.shape)}")
         return given.bool().to(real.device) & real
     return prompt_tokens(real, labels if labels is not None and labels.shape == real.shape else None)
 

@@ -50,6 +50,7 @@ class CallContext:
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
+        self._by_sequence = spec is not None and spec.scope == "sequence"
         self._request: Request | None = None
         self._prepared: Call | None = None
         self._held: WeakKeyDictionary[Any, dict[str, Routing]] = WeakKeyDictionary()
@@ -70,10 +71,10 @@ class CallContext:
         Args:
             inputs: What `generate` was called with.
         """
-        self._prepared = self.start(inputs)
+        self._prepared = self._open(inputs)
 
     def start(self, inputs: Mapping[str, Any]) -> Call:
-        """Open a call.
+        """Open the call of a forward pass.
 
         Args:
             inputs: What the base was called with.
@@ -82,6 +83,12 @@ class CallContext:
             RuntimeError: The base was called without its mixture, so that nobody said where the prompt ends.
             ValueError: Labels lie on the prompt, tasks do not fit the rows, or the cache is foreign.
         """
+        call = self._open(inputs)
+        for trace in self.traces:
+            trace.start(call.task_ids)
+        return call
+
+    def _open(self, inputs: Mapping[str, Any]) -> Call:
         if self._request is None:
             raise RuntimeError("the base was called without its mixture; call the mixture, or detach() first")
         held = self._held_for(inputs.get("past_key_values"))
@@ -92,8 +99,8 @@ class CallContext:
             times = call.num_rows // self._prepared.num_rows
             call.routings.update({p: r.repeat_rows(times) for p, r in self._prepared.routings.items()})
             call.images_match = self._prepared.images_match
-        for trace in self.traces:
-            trace.start(call.task_ids)
+        if self.override is not None:
+            self._override(call, self.override)
         self._decide_early(call, inputs.get("input_ids"))
         return call
 
@@ -101,10 +108,9 @@ class CallContext:
         """End the call; routings by sequence are held with the cache that came out of it."""
         call, self.call = self.call, None
         cache = getattr(output, "past_key_values", None)
-        if call is None or cache is None:
+        if call is None or cache is None or (call.continues and call.overridden):
             return
-        by_sequence = self._spec is not None and self._spec.scope == "sequence"
-        self._held[cache] = {place: r.detached() for place, r in call.routings.items()} if by_sequence else {}
+        self._held[cache] = {p: r.detached() for p, r in call.routings.items()} if self._by_sequence else {}
 
     def enter_block(self, block: str, hidden: Tensor) -> None:
         """Let the routers decide that read what enters a block.
@@ -117,11 +123,11 @@ class CallContext:
             ValueError: The block's input has another shape.
         """
         call = self.call
-        if call is None or call.recomputing:
+        if call is None or call.recomputing or call.overridden:
             return
         for place, _ in self._routers.values():
             if place.hook == block:
-                self._decide(call, place, _embeddings(call, hidden) if place.before_language else hidden)
+                self._decide(call, place, _embeddings(call, place, hidden) if place.before_language else hidden)
             elif place.fallback == block and place.name not in call.routings:  # no image in this call
                 self._decide(call, place, _no_patches(call, place.dim))
 
@@ -139,7 +145,7 @@ class CallContext:
         place = self._place_of.get(site.path)
         if place is None:
             return None
-        if place.hook is None and place.dim:
+        if place.hook is None and place.dim and not call.overridden:
             routing = self._decide(call, place, x)
         elif place.name in call.routings:
             routing = call.routings[place.name]
@@ -181,6 +187,8 @@ class CallContext:
 
     def _decide_early(self, call: Call, ids: Tensor | None) -> None:
         """Evaluate what needs no hidden states, and pool the text where a router over the model will need it."""
+        if call.overridden:
+            return
         for place, router in self._routers.values():
             if "hidden" not in router.needs and place.name not in call.routings:
                 self._decide(call, place, None)
@@ -188,11 +196,20 @@ class CallContext:
                 text = call.prompt if call.image is None else call.prompt & ~call.image
                 call.text_features = RoutingContext(hidden=self._embed(ids), prompt=text).pooled()
 
+    def _override(self, call: Call, routing: Routing) -> None:
+        """Give every place the routing of the user's choice, whatever a cache holds."""
+        call.overridden = True
+        for place, _ in self._routers.values():
+            if call.routings.get(place.name) is not routing:  # as it is where `generate` prepared the call
+                self._note(call, place, routing)
+
     def _decide(self, call: Call, place: Place, hidden: Tensor | None) -> Routing:
         """Evaluate the router of a place, unless the cache that this call continues holds its routing."""
         if call.continues and place.name in call.routings:
             return call.routings[place.name]
-        routing = self.override or self._evaluate(call, place, hidden)
+        return self._note(call, place, self._evaluate(call, place, hidden))
+
+    def _note(self, call: Call, place: Place, routing: Routing) -> Routing:
         call.routings[place.name] = routing
         if not call.recomputing:
             for trace in self.traces:
@@ -206,6 +223,13 @@ class CallContext:
                 f"{type(self._spec).__name__} needs the task of every row; pass task=, one of "
                 f"{', '.join(self._tasks)}, or one a row"
             )
+        if hidden is not None and hidden.ndim != 3:
+            raise ValueError(
+                f"the router at {place.name} would read input of shape {tuple(hidden.shape)}, which has no axis of "
+                "rows; use constant weights there or place experts elsewhere"
+            )
+        if hidden is not None and self._by_sequence:
+            _check_rows(call, place, hidden)
         prompt, image = (call.prompt, call.image) if _over_tokens(call, place, hidden) else (None, None)
         routing: Routing = router(RoutingContext(hidden, prompt, image, call.task_ids, self.available))
         return routing
@@ -240,7 +264,17 @@ def _over_tokens(call: Call, place: Place, hidden: Tensor | None) -> bool:
     return hidden.shape[:2] == call.prompt.shape
 
 
-def _embeddings(call: Call, patches: Tensor) -> Tensor:
+def _check_rows(call: Call, place: Place, hidden: Tensor) -> None:
+    """Refuse to pool over what belongs to several rows, where a tower has another axis of rows than the call."""
+    if call.num_rows > 1 and len(hidden) != call.num_rows:
+        raise ValueError(
+            f"the router by sequence at {place.name} would read input of shape {tuple(hidden.shape)}, whose first axis "
+            f"is not the {call.num_rows} rows of the call; give one image a row, of one tile, or run rows one by "
+            'one; or use constant weights, scope="token" with another per, or experts in the language tower only'
+        )
+
+
+def _embeddings(call: Call, place: Place, patches: Tensor) -> Tensor:
     """Join each row's text features with its pooled patch embeddings, (B, 1, D)."""
     text, images = call.text_features, RoutingContext(hidden=patches).pooled()
     if text is None or not call.images_match:
@@ -248,6 +282,7 @@ def _embeddings(call: Call, patches: Tensor) -> Tensor:
             "a router over the whole model with sites before the language tower needs input_ids and one image a row; "
             'place adapters in the language tower only, or use per="layer"'
         )
+    _check_rows(call, place, patches)
     return torch.cat([text, images], dim=-1).unsqueeze(1)
 
 

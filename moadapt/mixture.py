@@ -5,9 +5,10 @@ away and returns the very same base.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from moadapt.adapted import AdaptedModule
 from moadapt.adapters.family import Adapter, Bank, FamilySpec
 from moadapt.call import Request
 from moadapt.context import CallContext, block_input, routers_of
-from moadapt.names import SHARED
+from moadapt.names import SHARED, check_names
 from moadapt.places import plan_places
 from moadapt.registry import MERGES
 from moadapt.routing import RouterSpec, Routing
@@ -45,12 +46,26 @@ class MixtureSpec:
         shared: The adapter that every input uses.
         router: Gives the experts their weights.
         placement: Where adapters sit that name no placement of their own.
+
+    Raises:
+        ValueError: A name is unsafe, there is no adapter, or the router is missing or too many.
     """
 
     experts: Mapping[str, FamilySpec]
     shared: FamilySpec | None
     router: RouterSpec | None
     placement: Placement
+
+    def __post_init__(self) -> None:
+        """Check names, and that experts and router come together."""
+        check_names(self.experts)
+        if self.shared is None and not self.experts:
+            raise ValueError("got neither shared nor experts; give at least one adapter")
+        if bool(self.experts) != (self.router is not None):
+            raise ValueError(
+                f"got {len(self.experts)} experts and {'a' if self.router else 'no'} router; experts need a router, "
+                "such as moadapt_routers.ByTask(), and a router needs experts"
+            )
 
     def adapters(self) -> tuple[Adapter, ...]:
         """Return the shared adapter, then the experts."""
@@ -90,9 +105,10 @@ class Mixture(nn.Module):
             router,
             self.tasks,
             image,
-            lambda ids: base.get_input_embeddings()(ids),
+            self._embed,
         )
-        self._required_grad = {name: p.requires_grad for name, p in base.named_parameters()}
+        self.required_grad = {name: p.requires_grad for name, p in base.named_parameters()}
+        """Which parameters of the base were trainable before it was frozen, by name."""
         self._modes = {module: module.training for module in base.modules()}
         self._checkpointing: dict[nn.Module, dict[str, Any]] = {}
         self._wrappers = {site.path: self._wrapper(site, adapters) for site, adapters in self.sites.items()}
@@ -144,6 +160,8 @@ class Mixture(nn.Module):
         self._refuse_detached()
         tokens = next((inputs[n] for n in ("input_ids", "inputs", "inputs_embeds") if inputs.get(n) is not None), None)
         shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])
+        if all(inputs.get(name) is None for name in ("input_ids", "inputs", "inputs_embeds", "pixel_values")):
+            shape = (1, 1)  # `generate` starts from a single first token
         encodes = self.base.config.is_encoder_decoder or any(site.tower != "language" for site in self.sites)
         with self.context.requesting(Request(self.task_ids(task), prompt_shape=shape)):
             if self.context.enabled and encodes:
@@ -164,14 +182,17 @@ class Mixture(nn.Module):
                 raise ValueError(f"task indices are integers of shape (B,), got {task.dtype} of {tuple(task.shape)}")
             if task.numel() and not 0 <= int(task.min()) <= int(task.max()) < len(self.tasks):
                 raise ValueError(f"task indices go from 0 to {len(self.tasks) - 1}, got {task.tolist()}")
-            return task
-        names = [task] if isinstance(task, str) else list(task)
-        unknown = sorted({name for name in names if name not in self.tasks})
+            return task.to(self.base.device, torch.long)
+        indices = self._indices([task] if isinstance(task, str) else task)
+        return torch.tensor(indices, dtype=torch.long, device=self.base.device)
+
+    def _indices(self, names: Iterable[str]) -> list[int]:
+        names = list(names)
+        unknown = sorted({repr(name) for name in names if name not in self.tasks})
         if unknown:
-            raise ValueError(
-                f"unknown task {', '.join(map(repr, unknown))}; this mixture knows {', '.join(self.tasks)}"
-            )
-        return torch.tensor([self.tasks.index(name) for name in names], device=self.base.device)
+            known = ", ".join(self.tasks) or "none, as it has no experts"
+            raise ValueError(f"unknown task {', '.join(unknown)}; this mixture knows {known}")
+        return [self.tasks.index(name) for name in names]
 
     @contextmanager
     def override(self, weights: Mapping[str, float]) -> Iterator[None]:
@@ -179,8 +200,11 @@ class Mixture(nn.Module):
 
         Args:
             weights: Weight by expert name; the others get 0.
+
+        Raises:
+            ValueError: A name is unknown.
         """
-        self.task_ids(list(weights))
+        self._indices(weights)
         before = self.context.override
         values = [float(weights.get(name, 0.0)) for name in self.tasks]
         self.context.override = Routing.constant(torch.tensor(values, device=self.base.device))
@@ -204,9 +228,12 @@ class Mixture(nn.Module):
 
         Args:
             experts: Names, at least one.
+
+        Raises:
+            ValueError: A name is unknown, or there is none.
         """
-        chosen, before = self.task_ids(list(experts)), self.context.available
-        if chosen is None or not len(chosen):
+        chosen, before = self._indices(experts), self.context.available
+        if not chosen:
             raise ValueError(f"only() needs at least one expert; choose from {', '.join(self.tasks)}")
         self.context.available = torch.zeros(len(self.tasks), dtype=torch.bool, device=self.base.device)
         self.context.available[chosen] = True
@@ -268,10 +295,14 @@ class Mixture(nn.Module):
         """Write spec, adapters and routers, not the base.
 
         Args:
-            folder: Made or replaced as a whole.
+            folder: Made, or replaced as a whole where it holds a mixture.
+
+        Raises:
+            ValueError: The mixture was detached, or the folder holds something else.
         """
         from moadapt.storage import save
 
+        self._refuse_detached()
         save(self, Path(folder))
 
     def merge(self, method: str, **options: Any) -> "tuple[PreTrainedModel, MergeReport]":
@@ -283,22 +314,32 @@ class Mixture(nn.Module):
 
         Returns:
             A new transformers model without adapters, and how far it is from the mixture.
+
+        Raises:
+            ValueError: The mixture was detached, or the method cannot merge it.
         """
-        plan = MERGES.get(method)().plan(self, **options)
-        return plan.model(), plan.report()
+        self._refuse_detached()
+        with self._evaluating():
+            plan = MERGES.get(method)().plan(self, **options)
+            return plan.model(), plan.report()
 
     def export_peft(self, folder: str | Path, *, method: str = "task", **options: Any) -> "MergeReport":
         """Write the merged adapters as a plain PEFT LoRA folder.
 
         Args:
-            folder: Made or replaced as a whole.
+            folder: Made, or replaced as a whole where it holds a PEFT LoRA.
             method: Short name of a merge method.
             options: What the method takes.
+
+        Raises:
+            ValueError: The mixture was detached, the method cannot merge it, or the folder holds something else.
         """
         from moadapt.hub.peft_folder import write_peft_folder
 
-        plan = MERGES.get(method)().plan(self, **options)
-        report: MergeReport = plan.report()
+        self._refuse_detached()
+        with self._evaluating():
+            plan = MERGES.get(method)().plan(self, **options)
+            report: MergeReport = plan.report()
         write_peft_folder(Path(folder), self.base, plan.deltas)
         return report
 
@@ -307,7 +348,7 @@ class Mixture(nn.Module):
         if self._handles:
             self._uninstall()
             for name, parameter in self.base.named_parameters():
-                parameter.requires_grad_(self._required_grad[name])
+                parameter.requires_grad_(self.required_grad[name])
             for module, mode in self._modes.items():
                 module.training = mode
         return self.base
@@ -343,10 +384,10 @@ class Mixture(nn.Module):
             _replace(self.base, path, wrapper)
         self._handles = [
             self.base.register_forward_pre_hook(self._open_call, with_kwargs=True),
-            self.base.register_forward_hook(lambda base, args, output: self.context.close(output), always_call=True),
+            self.base.register_forward_hook(self._close_call, always_call=True),
         ]
         for block in dict.fromkeys(block for place in self.places for block in (place.hook, place.fallback) if block):
-            hook = self._block_hook(block)
+            hook = partial(self._enter_block, block)  # no closure, which a copy would share with the original
             self._handles.append(self.base.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True))
 
     def _uninstall(self) -> None:
@@ -373,11 +414,24 @@ class Mixture(nn.Module):
             named = inspect.signature(base.forward).bind_partial(*args).arguments if args else {}
             self.context.start({**kwargs, **named})
 
-    def _block_hook(self, block: str) -> Any:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.context.enter_block(block, block_input(args, kwargs))
+    def _close_call(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.context.close(output)
 
-        return enter
+    def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.context.enter_block(block, block_input(args, kwargs))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        embeddings: Tensor = self.base.get_input_embeddings()(ids)
+        return embeddings
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        before = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(before)
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -78,30 +78,54 @@ def _refuse_unreachable(base: PreTrainedModel, sites: list[Site], spec: RouterSp
         )
 
 
+def _refuse_outside_blocks(site: Site, spec: RouterSpec) -> None:
+    """Refuse a router by sequence that would read what enters a site behind the blocks.
+
+    A base may run such a site on some of the tokens only (`logits_to_keep`), and then the prompt cannot be told there.
+    """
+    if spec.scope == "sequence" and site.tower == "language" and site.layer is None:
+        raise ValueError(
+            f"{spec} would read the input of {site.path}, which lies outside the blocks of the language tower and may "
+            'see answer tokens alone; use per="tower" or "model", or scope="token", or leave experts out there'
+        )
+
+
 def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[Site], spec: RouterSpec) -> Place:
     tower = anatomy.tower(site.tower)
     if spec.per == "model":
-        return _model_place(base, anatomy, sites)
+        return _model_place(base, anatomy, sites, spec)
     if spec.per == "tower" and tower.blocks:
         return Place(tower.name, tower.name, tower.blocks[0], _width(base, tower.blocks[0]), False, ())
     if spec.per == "layer" and site.layer is not None:
         block = tower.blocks[site.layer]
         return Place(f"{tower.name}.{site.layer}", tower.name, block, _width(base, block), False, ())
+    _refuse_outside_blocks(site, spec)
     return Place(site.path, tower.name, None, site.in_features, False, ())
 
 
-def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site]) -> Place:
+def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site], spec: RouterSpec) -> Place:
     main = _main_tower(anatomy)
-    width = _width(base, main.blocks[0])
+    first = _first_block(base, main, spec)
+    width = _width(base, first)
     if main.name == "language" and any(site.tower != "language" for site in sites):
-        vision = anatomy.tower("vision").blocks[0]
-        return Place("model", main.name, vision, width + _width(base, vision), True, (), main.blocks[0])
-    return Place("model", main.name, main.blocks[0], width, False, ())
+        vision = _first_block(base, anatomy.tower("vision"), spec)
+        return Place("model", main.name, vision, width + _width(base, vision), True, (), first)
+    return Place("model", main.name, first, width, False, ())
 
 
 def _main_tower(anatomy: Anatomy) -> Tower:
-    with_blocks = [tower for tower in anatomy.towers if tower.blocks]
-    return next((tower for tower in with_blocks if tower.name == "language"), with_blocks[0])
+    towers = sorted(anatomy.towers, key=lambda tower: (not tower.blocks, tower.name != "language"))
+    return towers[0]
+
+
+def _first_block(base: PreTrainedModel, tower: Tower, spec: RouterSpec) -> str:
+    if not tower.blocks:
+        raise ValueError(
+            f"{spec} reads what enters the first block of the {tower.name} tower, but {type(base).__name__} has no "
+            "block there with an nn.Linear in it (layers such as Conv1D are not supported); use a router by task or "
+            "constant weights"
+        )
+    return tower.blocks[0]
 
 
 def _width(base: PreTrainedModel, block: str) -> int:

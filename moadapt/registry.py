@@ -5,9 +5,11 @@ parties join by declaring an entry point in the same group.
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +17,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 Class = TypeVar("Class", bound=type[Any])
+_FILES: dict[Path, ModuleType] = {}
+"""Files that were read for `file.py:Class`."""
 
 
 class Registry:
@@ -56,7 +60,7 @@ class Registry:
         return add
 
     def get(self, name: str) -> type[Any]:
-        """Look a class up by short name, dotted path or `file.py:Class`.
+        """Look a class up by short name, dotted path or `file.py:Class`, importing or reading where needed.
 
         Raises:
             ValueError: Nothing has that name; the nearest names are listed.
@@ -75,12 +79,33 @@ class Registry:
             )
         return classes[name]
 
+    def known(self, name: str) -> type[Any]:
+        """Look a class up as `get` does, but run no code for it, so that the name may come from anybody.
+
+        Raises:
+            ValueError: Nothing has that name, or this process has not imported or read its module yet.
+        """
+        if "." not in name:
+            return self.get(name)
+        file, _, attribute = name.rpartition(":" if ".py:" in name else ".")
+        module = _FILES.get(Path(file).resolve()) if ".py:" in name else sys.modules.get(file)
+        if module is None or attribute not in vars(module):
+            raise ValueError(
+                f"{name!r} would be the {self.kind}, but this process has not imported it, and a stored name alone "
+                "runs no code; if you trust it, import its module first, or, for a file, call get() with that name on "
+                "FAMILIES or ROUTERS of moadapt.registry"
+            )
+        return _as_class(name, vars(module)[attribute])
+
     def name_of(self, part: type[Any]) -> str:
-        """Return the short name of a class, or its dotted path if it was never registered."""
+        """Return what finds a class again: `file.py:Class` if it was read so, else its short name or dotted path."""
+        for file, module in _FILES.items():
+            if part.__module__ == module.__name__ and vars(module).get(part.__qualname__) is part:
+                return f"{file}:{part.__qualname__}"
         for name, known in self._all().items():
             if known is part:
                 return name
-        return f"{part.__module__}.{part.__qualname__}"
+        return _place(part)
 
     def names(self) -> list[str]:
         """Return all short names, sorted."""
@@ -102,12 +127,19 @@ class Registry:
         return self._classes
 
     def _load(self) -> None:
-        self._loaded = True
         if self._package is not None:
             _import_all(importlib.import_module(self._package))
         if self._group is not None:
             for point in entry_points(group=self._group):
                 _import_all(point.load())
+        self._loaded = True
+
+
+def name_files(text: str) -> str:
+    """Return a text with `file.py:Class` in the place of the dotted paths of classes that were read so."""
+    for file, module in _FILES.items():
+        text = text.replace(f"{module.__name__}.", f"{file}:")
+    return text
 
 
 def _import_all(package: object) -> None:
@@ -134,14 +166,28 @@ def _from_path(path: str) -> type[Any]:
 
 def _from_file(place: str) -> type[Any]:
     file, _, name = place.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None or not Path(file).is_file():
-        raise ValueError(f"cannot read {file!r}; give the path of an existing Python file as file.py:Class")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
+    path = Path(file).resolve()
+    if path not in _FILES:  # once, so that a class is the same whenever it is asked for
+        _FILES[path] = _read(path)
+    if not hasattr(_FILES[path], name):
         raise ValueError(f"{file!r} defines no {name!r}; give file.py:Class with a class of that file")
-    return _as_class(place, getattr(module, name))
+    return _as_class(place, getattr(_FILES[path], name))
+
+
+def _read(file: Path) -> ModuleType:
+    # a name that no import statement finds, and no two files share
+    name = f"moadapt_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ValueError(f"cannot read '{file}'; give the path of an existing Python file as file.py:Class")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _as_class(place: str, found: object) -> type[Any]:

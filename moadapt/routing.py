@@ -33,7 +33,7 @@ class Routing:
         log_prob: Log-probability of sampled choices, (B|1, T|1, H|1).
 
     Raises:
-        ValueError: The shapes break the law above.
+        ValueError: The shapes break the law above, or the weights are no floating-point numbers.
 
     Example:
         >>> Routing.of_rows(torch.tensor([2, 0]), num_experts=3).dense().squeeze()
@@ -49,8 +49,13 @@ class Routing:
     log_prob: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the shape law."""
+        """Check the shape law and the number type."""
         shape = tuple(self.weights.shape)
+        if not self.weights.is_floating_point():
+            raise ValueError(
+                f"routing weights are {self.weights.dtype} of shape {shape}, in which scales would be cut to whole "
+                "numbers; give floating-point weights, such as weights.float()"
+            )
         if len(shape) != 4 or (self.indices is None and shape[3] != self.num_experts):
             raise ValueError(
                 f"routing weights have shape {shape}; expected (B|1, T|1, H|1, {self.num_experts}), or "
@@ -136,19 +141,16 @@ class RoutingContext:
         if self.prompt is None:
             return tokens.mean(dim=1)
         kinds = [self.prompt] if self.image is None else [self.prompt & ~self.image, self.prompt & self.image]
-        means = torch.stack([_masked_mean(tokens, kind) for kind in kinds])
-        filled = torch.stack([kind.any(dim=1) for kind in kinds]).unsqueeze(-1)
-        return (means * filled).sum(dim=0) / filled.sum(dim=0).clamp(min=1)
+        shares = torch.stack([kind.to(tokens.dtype) for kind in kinds], dim=1)  # (B, kinds, T)
+        shares = shares / shares.sum(dim=2, keepdim=True).clamp(min=1)
+        filled = shares.sum(dim=(1, 2), keepdim=True).round().clamp(min=1)  # how many kinds a row has
+        with torch.autocast(tokens.device.type, enabled=False):
+            return (shares.sum(dim=1, keepdim=True) / filled @ tokens).squeeze(1)
 
     def tokens(self) -> Tensor:
         """Return the normalised hidden states in float32, (B, T, D)."""
         assert self.hidden is not None, "the place gives its routers hidden states"
         return functional.layer_norm(self.hidden.float(), (self.hidden.shape[-1],))
-
-
-def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.to(tokens.dtype).unsqueeze(-1)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 class Router(nn.Module, ABC):

@@ -24,7 +24,7 @@ _CONNECTORS = {
 _KINDS = {
     "attention": {
         "self_attn", "self_attention", "cross_attn", "crossattention", "attn", "attention", "encoder_attn",
-        "linear_attn", "SelfAttention", "EncDecAttention",
+        "linear_attn", "window_attn", "channel_attn", "SelfAttention", "EncDecAttention",
     },
     "mlp": {"mlp", "feed_forward", "ffn", "intermediate", "output", "fc1", "fc2", "wi", "wo", "dense_h_to_4h",
         "DenseReluDense",
@@ -111,8 +111,15 @@ class Anatomy:
     """Sites in blocks that the model computes but never reads; nothing is placed there."""
 
     def tower(self, name: str) -> Tower:
-        """Return a tower by name."""
-        return next(tower for tower in self.towers if tower.name == name)
+        """Return a tower by name.
+
+        Raises:
+            ValueError: The base has no such tower.
+        """
+        for tower in self.towers:
+            if tower.name == name:
+                return tower
+        raise ValueError(f"this base has no {name!r} tower; it has {', '.join(tower.name for tower in self.towers)}")
 
     def place(self, placement: Placement) -> tuple[Site, ...]:
         """Return the sites that a placement chooses.
@@ -142,7 +149,10 @@ class Anatomy:
         names = sorted({site.path.rsplit(".", 1)[-1] for site in self.sites})
         near = [n for wanted in placement.modules or () for n in difflib.get_close_matches(wanted, names, n=3)]
         found = ", ".join(f"{t.name} ({len(t.blocks)} blocks)" for t in self.towers)
-        return f"near names: {', '.join(near) or 'none'}; towers: {found}; modules: {', '.join(names)}"
+        told = f"near names: {', '.join(near) or 'none'}; towers: {found}; modules: {', '.join(names) or 'none'}"
+        if any(tower.blocks for tower in self.towers):
+            return told
+        return f"no block holds an nn.Linear, and other layers such as Conv1D are not supported; {told}"
 
 
 def anatomy(base: PreTrainedModel) -> Anatomy:
@@ -156,13 +166,18 @@ def anatomy(base: PreTrainedModel) -> Anatomy:
     unread: list[Site] = []
     for path, module in base.named_modules():
         tower = _tower_of(path, towers)
-        if tower is None or not isinstance(module, nn.Linear):
+        if tower is None or not isinstance(module, nn.Linear) or _is_read_only(base, path):
             continue
         layer = next((i for i, block in enumerate(tower.blocks) if path.startswith(block + ".")), None)
         kind = _kind(path, tower, layer)
         site = Site(path, tower.name, kind, layer, module.in_features, module.out_features)
         (unread if layer is not None and layer >= tower.num_read else sites).append(site)
     return Anatomy(towers, tuple(sites), tuple(unread))
+
+
+def _is_read_only(base: PreTrainedModel, path: str) -> bool:
+    """Tell whether a linear is never called, as its owner hands its weight to a kernel."""
+    return isinstance(base.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _towers(base: PreTrainedModel) -> Iterator[Tower]:
@@ -194,11 +209,15 @@ def _blocks(root: nn.Module, path: str) -> Iterator[str]:
     """Paths of the blocks in a tower's stacks, leaving out lists inside blocks and connectors."""
     stacks: list[str] = []
     for name, module in root.named_modules(prefix=path):
-        is_stack = isinstance(module, nn.ModuleList) and len(module) > 0 and any(True for _ in module[0].children())
+        is_stack = isinstance(module, nn.ModuleList) and len(module) > 0 and _has_linear(module[0])
         inside = any(name.startswith(stack + ".") for stack in stacks)
         if is_stack and not inside and name.rsplit(".", 1)[-1] not in _CONNECTORS:
             stacks.append(name)
             yield from (f"{name}.{i}" for i in range(len(module)))
+
+
+def _has_linear(block: nn.Module) -> bool:
+    return any(isinstance(module, nn.Linear) for module in block.modules())
 
 
 def _num_read(base: PreTrainedModel, count: int) -> int:

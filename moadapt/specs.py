@@ -19,20 +19,24 @@ def to_json(spec: Any, registry: Registry) -> dict[str, Any]:
 
 
 def from_json(stored: Mapping[str, Any], registry: Registry) -> Any:
-    """Build a spec from its name and fields.
+    """Build a spec from its name and fields; nothing is imported for it but registered packages.
 
     Args:
         stored: What `to_json` returned, or a user's `{name: top_k, k: 2}`.
         registry: Where to look the name up.
 
     Raises:
-        ValueError: The name or a field is unknown, or a field is missing; all are listed with the accepted ones.
+        ValueError: The name or a field is unknown, or a field is missing; all are listed with the accepted ones. Or
+            the name is that of a class that was not imported yet.
     """
     given = dict(stored)
     name = given.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"a {registry.kind} needs a name, got {dict(stored)}; write {{name: ..., field: value}}")
-    return bind(registry.get(name), given)
+    part = registry.known(name)
+    if not is_dataclass(part):
+        raise ValueError(f"{name!r} is no {registry.kind}, whose specs are dataclasses; there are {registry.names()}")
+    return bind(part, given)
 
 
 def bind(part: type[Any], given: Mapping[str, Any]) -> Any:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,27 @@ _SAMPLES = 16
 
 
 @contextmanager
-def fresh_folder(folder: Path) -> Iterator[Path]:
+def fresh_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """Give a temporary folder that takes `folder`'s place when the block ends well.
 
     Args:
-        folder: Made or replaced as a whole.
+        folder: Made, or replaced as a whole; a link to a folder stays, and what it names is replaced.
+        names: What the caller writes; a folder that holds anything else is not replaced.
+
+    Raises:
+        ValueError: It is a file, the working folder, or a folder that holds something else.
     """
+    folder = folder.resolve()
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the path of a folder, made or replaced as a whole")
+    if folder.is_dir() and folder.samefile("."):
+        raise ValueError(f"{folder} is the working folder, which cannot be replaced; give the path of another folder")
+    stray = sorted(entry.name for entry in folder.iterdir() if entry.name not in names) if folder.exists() else []
+    if stray:
+        raise ValueError(
+            f"{folder} holds {stray[0]!r} and would be replaced as a whole; give the path of a new or empty folder, or "
+            f"of one that holds only {', '.join(names)}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     old = new.with_name(new.name + "-old")
@@ -44,9 +60,12 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def fingerprint(base: PreTrainedModel) -> dict[str, str]:
@@ -61,7 +80,8 @@ def fingerprint(base: PreTrainedModel) -> dict[str, str]:
     for name, parameter in sorted(base.named_parameters()):
         structure.update(f"{name}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()
-        picked = flat[torch.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat)), device=flat.device).long()]
+        count = min(_SAMPLES, len(flat))
+        picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
         values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
 
@@ -71,7 +91,10 @@ def save(mixture: Mixture, folder: Path) -> None:
 
     Args:
         mixture: What to write.
-        folder: Made or replaced as a whole.
+        folder: Made, or replaced as a whole where it holds a mixture.
+
+    Raises:
+        ValueError: The folder holds something else.
     """
     spec = mixture.spec
     with mixture.bare_base() as base:
@@ -83,7 +106,7 @@ def save(mixture: Mixture, folder: Path) -> None:
             "router": None if spec.router is None else to_json(spec.router, ROUTERS),
             "placement": fields_of(spec.placement),
         }
-    with fresh_folder(folder) as new:
+    with fresh_folder(folder, (_SPEC, _TENSORS)) as new:
         save_file(tensors(mixture), new / _TENSORS, metadata={"format": "pt"})
         (new / _SPEC).write_text(json.dumps(stored, indent=2) + "\n")
 
@@ -101,18 +124,15 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
     """
     stored = _read_spec(folder)
     _check_base(folder, stored["base"], base)
-    experts = [dict(entry) for entry in stored["experts"]]
-    spec = MixtureSpec(
-        experts={entry.pop("adapter"): from_json(entry, FAMILIES) for entry in experts},
-        shared=None if stored["shared"] is None else from_json(stored["shared"], FAMILIES),
-        router=None if stored["router"] is None else from_json(stored["router"], ROUTERS),
-        placement=bind(Placement, stored["placement"]),
-    )
     try:
         found = load_file(folder / _TENSORS, device=str(base.device))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
-    mixture = Mixture(base, spec)
+    try:
+        mixture = Mixture(base, _spec_of(stored))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _SPEC} describes no mixture of this base: {error!r}") from error
+    _take_number_types(mixture, found)
     try:
         load_tensors(mixture, found)
     except ValueError as error:
@@ -151,18 +171,36 @@ def load_tensors(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[:3]}")
     for site, bank in mixture.banks():
         for name in bank.names:
-            prefix = f"adapters/{name}/{site.path}/"
-            bank.load_state(name, {k.removeprefix(prefix): t for k, t in found.items() if k.startswith(prefix)})
+            bank.load_state(name, _below(f"adapters/{name}/{site.path}/", found))
     for place, router in zip(mixture.places, mixture.routers, strict=True):
-        prefix = f"routers/{place.name}/"
-        router.load_state_dict({k.removeprefix(prefix): t for k, t in found.items() if k.startswith(prefix)})
+        router.load_state_dict(_below(f"routers/{place.name}/", found))
+
+
+def _take_number_types(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
+    """Give adapters and routers the number types that were stored, as copying into others would round."""
+    for site, bank in mixture.banks():
+        stored = [t for name in bank.names for t in _below(f"adapters/{name}/{site.path}/", found).values()]
+        for parameter in bank.parameters():
+            parameter.data = parameter.data.to(_finest(stored))
+    for place, router in zip(mixture.places, mixture.routers, strict=True):
+        router.to(_finest(_below(f"routers/{place.name}/", found).values()))
+
+
+def _below(prefix: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+
+
+def _finest(found: Iterable[Tensor]) -> torch.dtype | None:
+    """The coarsest number type that holds all of these exactly; None without any."""
+    types = [tensor.dtype for tensor in found if tensor.is_floating_point()]
+    return reduce(torch.promote_types, types) if types else None
 
 
 def _read_spec(folder: Path) -> dict[str, Any]:
     file = folder / _SPEC
     try:
         stored = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no JSON, or not even text
         raise ValueError(f"{folder} holds no readable {_SPEC}: {error}; give a folder that save() wrote") from error
     keys = {"schema", "base", "shared", "experts", "router", "placement"}
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA or keys - set(stored):
@@ -173,8 +211,20 @@ def _read_spec(folder: Path) -> dict[str, Any]:
     return stored
 
 
+def _spec_of(stored: Mapping[str, Any]) -> MixtureSpec:
+    experts = [dict(entry) for entry in stored["experts"]]
+    return MixtureSpec(
+        experts={entry.pop("adapter"): from_json(entry, FAMILIES) for entry in experts},
+        shared=None if stored["shared"] is None else from_json(stored["shared"], FAMILIES),
+        router=None if stored["router"] is None else from_json(stored["router"], ROUTERS),
+        placement=bind(Placement, stored["placement"]),
+    )
+
+
 def _check_base(folder: Path, stored: Mapping[str, str], base: PreTrainedModel) -> None:
     own = fingerprint(base)
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{folder / _SPEC} names no base, but has {stored!r} there")
     for part, what in (("class", "another class"), ("structure", "other parameters"), ("values", "other weights")):
         if stored.get(part) != own[part]:
             raise ValueError(

@@ -18,18 +18,20 @@ from moadapt.adapters.family import Delta
 from moadapt.storage import fresh_folder
 
 _PREFIX = "base_model.model."
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, Sequence[Delta]]) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:
-        folder: Made or replaced as a whole.
+        folder: Made, or replaced as a whole where it holds a PEFT LoRA.
         base: Whose name the folder bears.
         deltas: What is added at every site, by module path.
 
     Raises:
-        ValueError: A delta has a dense or bias part, which a LoRA cannot hold, or all are zero.
+        ValueError: A delta has a dense or bias part, which a LoRA cannot hold, all are zero, or the folder holds
+            something else.
     """
     factors = {path: _factors(path, parts) for path, parts in deltas.items()}
     factors = {path: pair for path, pair in factors.items() if len(pair[0])}
@@ -52,8 +54,8 @@ def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, 
     for path, (down, up) in factors.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = down.cpu().contiguous()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = up.T.cpu().contiguous()
-    with fresh_folder(folder) as new:
-        save_file(tensors, new / "adapter_model.safetensors", metadata={"format": "pt"})
+    with fresh_folder(folder, (_CONFIG, _TENSORS)) as new:
+        save_file(tensors, new / _TENSORS, metadata={"format": "pt"})
         config.save_pretrained(str(new))
 
 

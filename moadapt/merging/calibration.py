@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moadapt.adapters.family import Delta
 from moadapt.mixture import Mixture
+from moadapt.places import Place
 
 Batch = Mapping[str, Any]
 
@@ -75,13 +76,14 @@ def moments(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Moments]:
         batches: Calibration rows.
     """
     sums: dict[str, Moments] = {}
+    places, decodes = {place.name: place for place in mixture.places}, mixture.base.config.is_encoder_decoder
     for batch in batches:
         with torch.no_grad(), mixture.trace() as trace:
             mixture(**batch)
-        real = batch.get("attention_mask")
-        for place, routings in trace.routings.items():
+        for name, routings in trace.routings.items():
             for weights in routings:
-                _add(sums, place, weights, real, _num_rows(batch))
+                real = _real_tokens(batch, places[name], weights.shape[1], decodes)
+                _add(sums, name, weights, real, _num_rows(batch))
     return {p: Moments(s.mean / s.count, s.second / s.count, s.count) for p, s in sums.items()}
 
 
@@ -129,6 +131,23 @@ def _add(sums: dict[str, Moments], place: str, weights: Tensor, real: Tensor | N
         place, Moments(torch.zeros(num_experts).double(), torch.zeros(num_experts, num_experts).double(), 0)
     )
     new.mean, new.second, new.count = new.mean + flat.sum(0), new.second + flat.T @ flat, new.count + len(flat)
+
+
+def _real_tokens(batch: Batch, place: Place, length: int, decodes: bool) -> Tensor | None:
+    """Which tokens at a place are no padding, (B, T); None where all count or that is not known."""
+    if place.tower != "language":
+        return None
+    masks = [batch.get("attention_mask")]
+    if decodes and "decoder" in place.name.split("."):  # whose cross-attention reads the encoder's tokens too
+        masks.insert(0, _decoder_tokens(batch))
+    return next((mask for mask in masks if mask is not None and mask.ndim == 2 and mask.shape[1] == length), None)
+
+
+def _decoder_tokens(batch: Batch) -> Tensor | None:
+    mask, labels, ids = (batch.get(name) for name in ("decoder_attention_mask", "labels", "decoder_input_ids"))
+    if mask is None and labels is not None:
+        return torch.as_tensor(labels != -100)
+    return torch.ones_like(ids) if mask is None and ids is not None else mask
 
 
 def _num_rows(batch: Batch) -> int:

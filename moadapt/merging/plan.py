@@ -30,6 +30,9 @@ class MergePlan:
         held_out: Batches to measure the outputs on.
         fresh: Whether the merge was not made from those batches.
         max_error: Bound on the relative error of every site.
+
+    Raises:
+        ValueError: A place has no weights, as no calibration batch reached it.
     """
 
     def __init__(
@@ -45,6 +48,12 @@ class MergePlan:
         fresh: bool = False,
         max_error: float | None = None,
     ) -> None:
+        missing = [place for place in mixture.places if place.name not in weights]
+        if missing:
+            raise ValueError(
+                f"no calibration batch reached the router at {missing[0].name}, which serves {missing[0].sites[0]} and "
+                "others; give batches that run its sites too, with images for a vision tower"
+            )
         self.mixture, self.method, self.task, self.exact = mixture, method, task, exact
         self._weights = {path: weights[place.name] for place in mixture.places for path in place.sites}
         self._found = {path: found[p.name] for p in mixture.places for path in p.sites} if found else {}
@@ -75,7 +84,9 @@ class MergePlan:
             plain: PreTrainedModel = copy.deepcopy(base)
         for path, deltas in self.deltas.items():
             _fold(plain, path, deltas)
-        return plain.requires_grad_(True)
+        for name, parameter in plain.named_parameters():
+            parameter.requires_grad_(self.mixture.required_grad.get(name, True))  # a merge may have added a bias
+        return plain
 
     def model(self) -> PreTrainedModel:
         """Return the merged plain model.
@@ -106,19 +117,24 @@ class MergePlan:
         for batch in self._held_out:
             inputs = {key: value for key, value in batch.items() if key not in ("task", "prompt_mask")}
             with torch.no_grad():
-                routed, plain = self.mixture(**batch).logits.float(), self._merged(**inputs).logits.float()
-            told = _told(batch, routed)
-            apart = functional.kl_div(plain.log_softmax(-1), routed.log_softmax(-1), reduction="none", log_target=True)
+                outputs = (self.mixture(**batch), self._merged(**inputs))
+            if not all(isinstance(getattr(output, "logits", None), Tensor) for output in outputs):
+                return None
+            routed, plain = (output.logits.float().log_softmax(-1) for output in outputs)
+            told = _told(batch, routed, self._merged)
+            apart = functional.kl_div(plain, routed, reduction="none", log_target=True)
             total, count = total + float(apart.sum(-1)[told].sum()), count + int(told.sum())
         return total / max(count, 1)
 
 
-def _told(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
-    """Which positions predict an answer token, or any real token where there are no labels, (B, T)."""
-    labels, mask = batch.get("labels"), batch.get("attention_mask")
-    if labels is not None and labels.shape == logits.shape[:2]:
-        return functional.pad(labels[:, 1:] != -100, (0, 1), value=False)
-    return torch.ones(logits.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+def _told(batch: Mapping[str, Any], logits: Tensor, base: PreTrainedModel) -> Tensor:
+    """Which positions count: those that predict a label, without labels all that are no padding, (B, T) or (B,)."""
+    shape, decodes = logits.shape[:-1], base.config.is_encoder_decoder
+    labels, mask = batch.get("labels"), batch.get("decoder_attention_mask" if decodes else "attention_mask")
+    if len(shape) == 2 and labels is not None and labels.shape == shape:
+        ahead = base.can_generate() and not decodes  # such a base predicts the next token's label
+        return functional.pad(labels[:, 1:] != -100, (0, 1), value=False) if ahead else labels != -100
+    return mask.bool() if mask is not None and mask.shape == shape else torch.ones(shape, dtype=torch.bool)
 
 
 def _without(whole: Delta, shared: Delta) -> Delta:

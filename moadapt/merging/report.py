@@ -18,10 +18,10 @@ class MergeReport:
         exact: Whether merged and routed outputs are equal up to rounding, for every input.
         sites: Relative error of the weight change at each site, by module path: root mean square over calibration
             inputs of the Frobenius distance between routed and merged change, over that of the routed change.
-        output_kl: Mean Kullback-Leibler divergence, in nats a token, of the merged model's next-token distribution from
-            the routed one's; None without calibration.
+        output_kl: Mean Kullback-Leibler divergence, in nats a token (a row, for a classifier of rows), of the merged
+            model's distribution from the routed one's; None without calibration or where the base gives no logits.
         held_out: Whether `output_kl` was measured on rows that the merge was not made from.
-        rows: How many calibration rows there were.
+        rows: How many rows `output_kl` was measured on; 0 without calibration.
     """
 
     method: str

@@ -1,7 +1,7 @@
 """Routing by task name: row of task t gets expert t and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from moadapt.registry import ROUTERS
@@ -39,9 +39,12 @@ class ByTaskRouter(Router):
         self.num_experts = num_experts
 
     def forward(self, context: RoutingContext) -> Routing:
-        """Return one index of weight 1 a row, (B, 1, 1, 1)."""
+        """Return one index a row, (B, 1, 1, 1), of weight 1, or 0 where its expert is not available."""
         assert context.task_ids is not None, "the mixture gives what a router needs"
-        return Routing.of_rows(context.task_ids, self.num_experts)
+        routing = Routing.of_rows(context.task_ids, self.num_experts)
+        if context.available is None:
+            return routing
+        return replace(routing, weights=routing.weights * context.available[routing.indices])
 
     def grow(self, count: int) -> None:
         """Know `count` more tasks."""

@@ -49,7 +49,7 @@ class ConstantRouter(Router):
 
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.tensor(weights))
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
 
     def forward(self, context: RoutingContext) -> Routing:
         """Return weights (1, 1, 1, E)."""

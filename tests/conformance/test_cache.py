@@ -1,5 +1,6 @@
 """Law 4: generation with a cache gives what full recomputation gives, and a batch what its rows give alone."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from moadapt import Mixture, RouterSpec
 from tests.conformance.canonical import LANGUAGE, TASKS, Placement, label, make, router_cases, router_specs
-from tests.models import IMAGE_TOKEN, llava_batch, prompt_of, ragged_prompts, unpadded
+from tests.models import IMAGE_TOKEN, llava_batch, prompt_of, ragged_prompts, tiny_llama, unpadded
 
 CASES = router_cases()
 NEW = 5
@@ -141,3 +142,34 @@ def test_a_cache_changes_no_token_of_text_alone(router: RouterSpec, placement: P
     prompt["input_ids"] = prompt["input_ids"].masked_fill(prompt["input_ids"] == 3, 7)
     cached = generate(mixture, prompt, do_sample=False)
     assert torch.equal(cached, generate(mixture, prompt, do_sample=False, use_cache=False))
+
+
+@pytest.mark.parametrize(("router", "placement"), CASES)
+def test_an_override_holds_where_a_cache_is_continued(router: RouterSpec, placement: Placement) -> None:
+    mixture, batch = make(router, placement), llava_batch()
+    rest = {"input_ids": batch["input_ids"][:, -1:]}
+
+    def go_on(overridden: bool) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            cache = mixture(**prompt_of(batch), task=TASKS).past_key_values
+            with mixture.override({"tell": 2.0}) if overridden else nullcontext(), mixture.trace() as trace:
+                first = mixture(**rest, past_key_values=cache, task=TASKS).logits
+            if overridden:
+                assert all(weights.flatten().tolist() == [0, 2, 0] for (weights,) in trace.routings.values())
+                assert len(trace.routings) == len(mixture.places)
+            return first, mixture(**rest, past_key_values=cache, task=TASKS).logits
+
+    (overridden, after), (plain, _) = go_on(True), go_on(False)
+    assert not torch.equal(overridden, plain)
+    assert after.isfinite().all()  # what the cache holds is held on
+
+
+@pytest.mark.parametrize("router", list(router_specs()), ids=label)
+def test_a_cache_changes_no_token_where_nothing_is_given(router: RouterSpec) -> None:
+    mixture = make(router, LANGUAGE, base=tiny_llama())
+    cached, whole = (
+        mixture.generate(bos_token_id=1, task="tell", use_cache=use_cache, do_sample=False, **FIXED)
+        for use_cache in (True, False)
+    )
+    assert cached.shape == (1, 1 + NEW)
+    assert torch.equal(cached, whole)

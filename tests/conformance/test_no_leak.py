@@ -16,7 +16,7 @@ from tests.conformance.canonical import (
     router_specs,
     weights_by_place,
 )
-from tests.models import PATCHES, VOCABULARY, llava_batch, padded, prompt_of, rows_of
+from tests.models import PATCHES, VOCABULARY, llava_batch, padded, prompt_of, rows_of, tiny_llama
 
 SEQUENCE = router_cases(scope="sequence")
 READING = router_cases(scope="sequence", depends_on="input")
@@ -164,3 +164,23 @@ def _over_tokens(weights: Tensor) -> bool:
 def _past(found: dict[str, Tensor], start: int) -> dict[str, Tensor]:
     """Weights before a position; patches of a vision tower are all in the past."""
     return {place: weights[:, :start] if _over_tokens(weights) else weights for place, weights in found.items()}
+
+
+@pytest.mark.parametrize("router", list(router_specs(scope="sequence", depends_on="input")), ids=label)
+def test_what_enters_the_head_is_not_read_by_sequence(router: RouterSpec) -> None:
+    """With `logits_to_keep` the head sees the last tokens only, which are those of the answer."""
+    heads = Placement(kinds=("other",))
+    if router.per in ("layer", "site"):
+        with pytest.raises(
+            ValueError, match=r'read the input of lm_head, which lies outside.*use per="tower" or "model"'
+        ):
+            make(router, heads, base=tiny_llama())
+        return
+    mixture, batch = make(router, heads, base=tiny_llama()), llava_batch()
+    del batch["pixel_values"]
+    expected = weights_by_place(mixture, **batch)
+    ids = batch["input_ids"].clone()
+    ids[:, PATCHES + PROMPT :] = other_tokens(ids[:, PATCHES + PROMPT :])
+    labels = batch.pop("labels")
+    found = weights_by_place(mixture, **{**batch, "input_ids": ids}, prompt_mask=labels == -100, logits_to_keep=2)
+    assert_same(found, expected)

@@ -194,7 +194,7 @@ ZOO: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "llava_pixtral": (
         "LlavaForConditionalGeneration",
-        lambda: _llava(config("pixtral", **VISION), vision_feature_layer=-1),
+        lambda: _llava(config("pixtral", **VISION), vision_feature_layer=-1, vision_feature_select_strategy="full"),
     ),
     "llava_onevision": ("LlavaOnevisionForConditionalGeneration", _llava_onevision),
     "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", _qwen25_vl),

@@ -12,9 +12,11 @@ import moadapt
 from moadapt import Placement
 from moadapt.adapters import LoRA
 from moadapt.merging import MergeRefusedError
+from moadapt.merging.calibration import moments
 from moadapt.mixture import Mixture
 from moadapt.routing import RouterSpec
 from moadapt_routers import ByTask, Constant, Softmax, TopK
+from tests.core.zoo import build
 from tests.models import llava_batch, randomize, tiny_llava
 
 TASKS = ["vqa", "captioning", "grounding"]
@@ -121,3 +123,107 @@ def test_merged_model_reloads_as_a_transformers_checkpoint(tmp_path: Path) -> No
     plain.save_pretrained(tmp_path)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again(**batch).logits, plain(**batch).logits)
+
+
+CLASSIFIERS: dict[str, dict[str, Tensor]] = {
+    "bert": {"input_ids": torch.arange(5, 21).reshape(2, 8), "labels": torch.tensor([0, 1])},
+    "vit": {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)},
+}
+
+
+def softmax_on(base: Any, router: RouterSpec | None = None) -> Mixture:
+    mixture = moadapt.attach(base, experts={"a": LoRA(), "b": LoRA()}, router=router or Softmax())
+    randomize(mixture)
+    return mixture.eval()
+
+
+def kl(mixture: Mixture, plain: Any, batch: dict[str, Any], told: Any) -> float:
+    """Mean divergence of the merged distribution at these positions."""
+    with torch.no_grad():
+        routed, merged = (model(**batch).logits.double().softmax(-1)[told] for model in (mixture, plain))
+    return float((routed * (routed / merged).log()).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_is_measured_on_all_rows(name: str) -> None:
+    mixture, batch = softmax_on(build(name)), CLASSIFIERS[name]
+    plain, report = mixture.merge("mean_routing", calibration=batch)
+    assert report.output_kl == pytest.approx(kl(mixture, plain, batch, slice(None)), rel=1e-3, abs=1e-7)
+    assert report.rows == 2
+
+
+def test_a_base_without_logits_has_no_divergence() -> None:
+    mixture = softmax_on(build("llama").model)
+    _, report = mixture.merge("mean_routing", calibration={"input_ids": CLASSIFIERS["bert"]["input_ids"]})
+    assert report.output_kl is None
+    assert report.worst > 0
+
+
+@pytest.mark.parametrize("length", [5, 8])
+def test_an_encoder_decoder_is_measured_where_its_labels_stand(length: int) -> None:
+    mixture = softmax_on(build("t5"), Softmax(scope="token", per="site"))
+    ids = CLASSIFIERS["bert"]["input_ids"]
+    mask, labels = torch.ones_like(ids), ids[:, :length].clone()
+    mask[0, -2:], labels[1, -3:] = 0, -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    plain, report = mixture.merge("mean_routing", calibration=batch)
+    assert report.output_kl == pytest.approx(kl(mixture, plain, batch, labels != -100), rel=1e-3, abs=1e-7)
+
+
+def test_padding_of_encoder_and_decoder_is_left_out_of_the_mean() -> None:
+    mixture, ids = softmax_on(build("t5"), Softmax(scope="token", per="site")), CLASSIFIERS["bert"]["input_ids"]
+    mask, labels = torch.ones_like(ids), ids.clone()
+    mask[0, -2:], labels[1, -3:] = 0, -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    with torch.no_grad(), mixture.trace() as trace:
+        mixture(**batch)
+    found = moments(mixture, [batch])
+    for name, real in (
+        ("encoder.block.0.layer.0.SelfAttention.q", mask),
+        ("decoder.block.0.layer.0.SelfAttention.q", labels != -100),
+    ):
+        expected = trace.routings[name][0][:, :, 0][real.bool()].double().mean(0)
+        torch.testing.assert_close(found[name].mean, expected)
+
+
+def test_calibration_that_misses_a_place_is_refused() -> None:
+    mixture = moadapt.attach(
+        tiny_llava(),
+        experts={"a": LoRA(), "b": LoRA()},
+        router=Softmax(),
+        placement=Placement(towers=("vision", "language")),
+    )
+    text = {"input_ids": torch.full((2, 5), 7)}
+    with pytest.raises(ValueError, match=r"no calibration batch reached the router at vision\.0.*batches.*images"):
+        mixture.merge("mean_routing", calibration=text)
+
+
+@pytest.mark.parametrize("write", ["merge", "export_peft"])
+def test_a_merge_is_measured_without_dropout_and_keeps_the_mode(write: str, tmp_path: Path) -> None:
+    mixture = moadapt.attach(tiny_llava(), experts={name: LoRA(dropout=0.5) for name in TASKS}, router=Softmax())
+    randomize(mixture, 0.1)
+    rows = batches(2)
+
+    def report() -> Any:
+        if write == "merge":
+            return mixture.merge("mean_routing", calibration=rows)[1]
+        return mixture.export_peft(tmp_path / "lora", method="mean_routing", calibration=rows)
+
+    expected = mixture.eval() and report()
+    mixture.train()
+    assert report() == expected
+    assert mixture.training
+    assert all(bank.training for _, bank in mixture.banks())
+    with pytest.raises(MergeRefusedError):
+        mixture.merge("mean_routing", calibration=rows, max_error=1e-6)
+    assert mixture.training
+
+
+def test_a_merged_model_trains_what_the_base_trained() -> None:
+    base = tiny_llava()
+    base.requires_grad_(False)
+    base.lm_head.requires_grad_(True)
+    expected = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    mixture = moadapt.attach(base, shared=LoRA())
+    plain, _ = mixture.merge("task")
+    assert {name: parameter.requires_grad for name, parameter in plain.named_parameters()} == expected
