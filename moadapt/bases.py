@@ -54,11 +54,19 @@ def load_base(
         The model in evaluation mode, and its processor.
 
     Raises:
-        OSError: transformers found no model of that name; it says where it looked.
+        ValueError: transformers found no model of that name, or the number type or kernel is unknown.
     """
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}; give auto, or a number type of torch such as float32 or bfloat16")
     folder = base_folder(name)
-    config = AutoConfig.from_pretrained(folder)
-    pictures = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    loader = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
-    model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        pictures = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        loader = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+        model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
+        return model.eval(), AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the base {name!r} cannot be loaded; give a folder, a hub name, or one of those shipped: "
+            f"{', '.join(BASES.names())}. transformers says: {error}"
+        ) from error

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from moadapt.cli.signals import Interrupted, interruptible
+
 # Name: (module, function, what it does). A function's typed signature and docstring make its options and help.
 COMMANDS = {
     "demo": ("moadapt.cli.demo", "demo", "show the whole job on digit scenes, offline"),
@@ -43,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        return _run(given[0], given[1:])
+        with interruptible():
+            return _run(given[0], given[1:])
+    except Interrupted as stop:
+        print(f"\n{stop} before anything new was saved; the same command starts from what is there", file=sys.stderr)
+        return 128 + stop.number
     except ValueError as error:
         if not _is_ours(error):
             raise

@@ -6,9 +6,7 @@ A part is recognised by its key, wherever it stands: `router`, `shared`, `datase
 
 import difflib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from moadapt.registry import DATASETS, FAMILIES, ROUTERS, TASKS, Registry
@@ -96,8 +94,6 @@ def _part(section: str, value: Any, registry: Registry) -> Any:
 
 def _path(name: str, registry: Registry) -> str:
     part = registry.get(name)
-    if ".py:" in name:  # make the class importable by the path returned
-        setattr(sys.modules.setdefault(part.__module__, ModuleType(part.__module__)), part.__qualname__, part)
     return f"{part.__module__}.{part.__qualname__}"
 
 

@@ -1,10 +1,15 @@
 """`moadapt fit`, `validate`, `test`, `predict`: Lightning's command line over mixtures and mixed tasks."""
 
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -12,11 +17,23 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from moadapt.cli.callbacks import SaveMixture, ShowScores, WritePredictions, progress_bars
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
+from moadapt.registry import name_files
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
 from moadapt.training.keep_last import LAST
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _MODE = "short_names"
+# Lines of the parser's messages that name types of Python or repeat whole sections.
+_NOISE = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "- Expected a <class 'NoneType'>",
+    "Given value type:",
+    "Given value: {",
+    "Given value: [",
+    "Given value: Namespace",
+)
 _LINKED = {"model": ("seed",), "data": ("base", "seed")}
 
 
@@ -24,8 +41,9 @@ class Interface(LightningCLI):
     """Parses a configuration with short names, and runs one of Lightning's commands on it."""
 
     def __init__(self, arguments: list[str]) -> None:
+        self._given = arguments
         set_loader(_MODE, load_config, (yaml.YAMLError,))
-        mode = {"parser_mode": _MODE}
+        mode = {"parser_mode": _MODE, "exit_on_error": False}
         super().__init__(
             MixtureModule,
             MixedTasks,
@@ -50,13 +68,35 @@ class Interface(LightningCLI):
             parser.link_arguments("seed_everything", key, compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse what the command line was given."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        """Parse what the command line was given.
+
+        Raises:
+            ValueError: It cannot be parsed.
+        """
+        try:
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        except ArgumentError as error:
+            raise ValueError(_tidied(str(error), _config_files(self._given))) from error
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, model and data.
+
+        Raises:
+            ValueError: They refuse a setting.
+        """
+        with _refusals_told():
+            super().instantiate_classes()
+
+    def _set_seed(self) -> None:
+        with _refusals_told():
+            super()._set_seed()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, progress bar and callbacks where the user has not chosen any."""
         given = self._get(self.config_init, "trainer")
         root = Path(given["default_root_dir"])
+        if root.exists() and not root.is_dir():
+            raise ValueError(f"trainer.default_root_dir is {root}, a file; give a folder, which is made if need be")
         chosen = given["callbacks"] or []
         if given["logger"] is None:
             kwargs["logger"] = [TensorBoardLogger(root, name="tensorboard", version=""), CSVLogger(root, name="csv")]
@@ -77,6 +117,7 @@ class Interface(LightningCLI):
         if given["resume"] and given["ckpt_path"] is None and last.is_file():
             self._refuse_other_settings(last)
             given["ckpt_path"] = last
+        given["ckpt_path"] = _checkpoint(given["ckpt_path"], last)
         given["weights_only"] = True
 
     def before_validate(self) -> None:
@@ -104,7 +145,7 @@ class Interface(LightningCLI):
         last = Path(self.trainer.default_root_dir) / LAST
         if given["ckpt_path"] is None and not last.is_file():
             raise ValueError(f"{last} does not exist; train first with `moadapt fit`, or give --ckpt_path")
-        given["ckpt_path"] = given["ckpt_path"] or last
+        given["ckpt_path"] = _checkpoint(given["ckpt_path"] or last, last)
         given["weights_only"] = True
 
     def _refuse_other_settings(self, last: Path) -> None:
@@ -153,6 +194,8 @@ def load_config(text: str) -> Any:
     config = yaml.safe_load(text)
     if isinstance(config, dict):
         for section, part in (("trainer", Trainer), ("model", MixtureModule), ("data", MixedTasks)):
+            if isinstance(config.get(section), list | int | float):
+                raise ValueError(f"{section} is {config[section]!r}; give its settings, each as KEY: VALUE")
             if isinstance(config.get(section), dict):
                 check_keys(section, config[section], part, without=_LINKED.get(section, ()))
         model = config.get("model")
@@ -161,10 +204,43 @@ def load_config(text: str) -> Any:
     return resolve(config)
 
 
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Raise what libraries say against settings as an error of ours, whose message the user sees without traceback."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        raise ValueError(_tidied(str(error))) from error
+
+
+def _tidied(message: str, files: Sequence[str] = ()) -> str:
+    """Return a message of the parser with its files named, and without what only a programmer reads."""
+    message = message.strip().replace('"<unicode string>"', " or ".join(files) or "the command line")
+    lines = [line for line in message.splitlines() if not line.strip().startswith(_NOISE)]
+    if len(lines) == 1:
+        return lines[0].strip().removeprefix("- ")
+    return "\n".join(lines)
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    """Return the configuration files that a command line names."""
+    joined = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    return joined + [file for option, file in pairwise(arguments) if option in ("-c", "--config")]
+
+
+def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
+    """Return a checkpoint that is there; `last` is the run's own, where Lightning would go on without any."""
+    path = last if path == "last" else path
+    if path is not None and not Path(path).is_file():
+        raise ValueError(f"ckpt_path is {path}, which is no file; give a checkpoint, such as the {LAST} of a run")
+    return path
+
+
 def _written(parser: LightningArgumentParser, config: Namespace) -> str:
-    """Return a configuration as YAML, what was linked included."""
-    text: str = parser.dump(config, skip_link_targets=False, format="yaml")
-    return text
+    """Return a configuration as YAML that another process can read, what was linked included."""
+    return name_files(parser.dump(config, skip_link_targets=False, format="yaml"))
 
 
 def _differences(key: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

@@ -36,7 +36,7 @@ class MixedTasks(lightning.LightningDataModule):
             `skip` them.
 
     Raises:
-        ValueError: Not exactly one of `tasks` and `dataset` is given.
+        ValueError: Not exactly one of `tasks` and `dataset` is given, or a number is out of range.
     """
 
     def __init__(
@@ -55,6 +55,14 @@ class MixedTasks(lightning.LightningDataModule):
         if bool(tasks) == (dataset is not None):
             given = "both" if tasks else "neither"
             raise ValueError(f"the data got {given} of tasks and dataset; give exactly one of them")
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if number is not None and number < least:
+                raise ValueError(f"{name} is {number}; give at least {least}")
         self.base, self.dataset, self.batch_size, self.sampling = base, dataset, batch_size, sampling
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers, self.seed, self.on_bad_example = num_workers, seed, on_bad_example
@@ -156,11 +164,10 @@ class MixedTasks(lightning.LightningDataModule):
             return
         every = [f"{where}: {entry}" for where, entries in bad.items() for entry in entries]
         shown = "\n  ".join(every[:_SHOWN] + [f"and {len(every) - _SHOWN} more"] * (len(every) > _SHOWN))
+        count = "1 entry" if len(every) == 1 else f"{len(every)} entries"
         if self.on_bad_example == "raise":
-            raise ValueError(
-                f"{len(every)} entries cannot be used:\n  {shown}\nmend the files, or give on_bad_example: skip"
-            )
-        _LOG.warning("%d entries cannot be used and are skipped:\n  %s", len(every), shown)
+            raise ValueError(f"{count} cannot be used:\n  {shown}\nmend the files, or give on_bad_example: skip")
+        _LOG.warning("%s cannot be used; skipped:\n  %s", count, shown)
 
 
 def _some(name: str, split: str, examples: list[Example]) -> list[Example]:

@@ -3,9 +3,11 @@
 They are no torch DataLoader, so that Lightning does not replace their samplers.
 """
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -75,7 +77,7 @@ class TrainLoader:
         """
         epoch, step = divmod(self.steps_done, len(self))
         steps = [self.order.batch(epoch, rest)[self._own] for rest in range(step, len(self))]
-        for batch in _loader(self.rows, steps, self.collator, self.num_workers):
+        for batch in _batches(self.rows, steps, self.collator, self.num_workers):
             batch.step = self.steps_done
             self.steps_done += 1
             yield batch
@@ -119,7 +121,7 @@ class EvaluationLoader:
         self.rows = rows
         chunks = _take_turns(_chunks(rows.sizes, batch_size * num_processes))
         batches = [[Draw(row, 0) for row in chunk[process::num_processes]] for chunk in chunks]
-        self._make: Callable[[], DataLoader[Any]] = lambda: _loader(rows, batches, collator, num_workers)
+        self._make: Callable[[], Iterator[Batch]] = lambda: _batches(rows, batches, collator, num_workers)
         self._length = len(batches)
 
     def __len__(self) -> int:
@@ -128,18 +130,34 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Give all batches of this process."""
-        return iter(self._make())
+        return self._make()
 
 
-def _loader(rows: Rows, batches: Sequence[list[Draw]], collator: Collator, num_workers: int) -> DataLoader[Any]:
+def _batches(rows: Rows, batches: Sequence[list[Draw]], collator: Collator, num_workers: int) -> Iterator[Batch]:
     ignore = _ignore_signals if num_workers else None
-    return DataLoader(rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore)
+    loader = DataLoader(
+        rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore
+    )
+    iterator: Any = iter(loader)
+    if num_workers:
+        _OPEN.add(iterator)
+    return iterator  # type: ignore[no-any-return]
+
+
+_OPEN: "WeakSet[Any]" = WeakSet()
 
 
 def _ignore_signals(worker: int) -> None:
     """Leave signals that reach the whole process group to the main process, which may need one more batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ask workers to end; Python's own exit would terminate them by the signal that they ignore, and wait for ever."""
+    for iterator in list(_OPEN):
+        iterator._shutdown_workers()
 
 
 def _chunks(sizes: Sequence[int], length: int) -> list[list[range]]:

@@ -60,6 +60,29 @@ class MixtureModule(TaskModule):
         assert isinstance(self.model, Mixture), "configure_model was called"
         return self.model
 
+    def setup(self, stage: str) -> None:
+        """Require that tasks and experts suit each other where the router goes by task.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ValueError: A task has no expert, or, in training, an expert no task.
+        """
+        if self.router is None or self.router.depends_on != "task":
+            return
+        tasks, experts = list(self.data.tasks), list(self.experts or {})
+        alone = {
+            "tasks without expert": [name for name in tasks if name not in experts],
+            "experts without task": [name for name in experts if name not in tasks and stage == "fit"],
+        }
+        told = [f"{what}: {', '.join(names)}" for what, names in alone.items() if names]
+        if told:
+            raise ValueError(
+                f"the router goes by task, and there are {'; '.join(told)}. The data has the tasks "
+                f"{', '.join(tasks)}; name the experts after them"
+            )
+
     def build(self, base: PreTrainedModel) -> Mixture:
         """Attach adapters and routers."""
         mixture = attach(base, shared=self.shared, experts=self.experts, router=self.router, placement=self.placement)

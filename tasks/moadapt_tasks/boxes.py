@@ -5,26 +5,26 @@ Pixel boxes are (left, top, right, bottom), the last two exclusive, so a full im
 """
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 Box = tuple[float, float, float, float]
 
 
-class BoxCodec(Protocol):
+class BoxCodec(ABC):
     """Writes pixel boxes as text and reads them back."""
 
+    @abstractmethod
     def write(self, box: Box, width: int, height: int) -> str:
         """Return the text of a pixel box in an image of the given size."""
-        ...
 
+    @abstractmethod
     def read(self, text: str, width: int, height: int) -> Box | None:
         """Return the first box in a text as pixels, or None where there is none."""
-        ...
 
 
 @dataclass(frozen=True)
-class IntegerBoxes:
+class IntegerBoxes(BoxCodec):
     """Integers 0 to 999 over the image's sides: `[109, 234, 500, 750]` (left, top, right, bottom)."""
 
     def write(self, box: Box, width: int, height: int) -> str:
@@ -41,7 +41,7 @@ class IntegerBoxes:
 
 
 @dataclass(frozen=True)
-class LocationTokens:
+class LocationTokens(BoxCodec):
     """Four `<locNNNN>` tokens of 1024 steps, in PaliGemma's order: top, left, bottom, right."""
 
     def write(self, box: Box, width: int, height: int) -> str:

@@ -36,7 +36,8 @@ class Pictures:
 
 def _look_at(path: Path) -> tuple[int, int] | str:
     if not path.is_file():
-        return f"its picture {path} does not exist; add it or correct the pattern `images`"
+        what = "is a folder" if path.is_dir() else "does not exist"
+        return f"its picture {path} {what}; add it or correct the pattern `images`"
     try:
         return _whole_size(path)
     except Exception as error:  # each of Pillow's formats raises what its own parser meets

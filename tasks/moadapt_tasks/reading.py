@@ -47,13 +47,16 @@ def read_json(file: Path) -> Any:
         ValueError: It is missing, or is no JSON; the message says where it breaks.
     """
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; give the path of a JSON file")
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise ValueError(f"{file} {what}; give the path of a JSON file")
     try:
         return json.loads(file.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no JSON but binary; a pickle must be rewritten as JSON first") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply; give a JSON file in the form that the task reads") from error
 
 
 def read_list(file: Path, document: Any, under: str | None = None) -> list[Any]:

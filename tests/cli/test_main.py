@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from moadapt import __version__
 from moadapt.cli import main
 from moadapt.cli.main import COMMANDS, TRAINING
+from moadapt.cli.signals import interruptible
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +73,27 @@ def test_pretrain_hands_folders_and_numbers_to_the_base(tmp_path: Path, monkeypa
 def test_pretrain_refuses_a_setting_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "digit_scenes", "--out", "x", "--set", "steps=many"]) == 2
     assert "--set steps=many is no setting of a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_where_nothing_can_be_saved_ends_the_command_in_one_line(
+    stop: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(stop)
+    monkeypatch.setattr("moadapt.registry.BASES.get", lambda name: os.kill(os.getpid(), stop))
+    assert main(["pretrain", "x"]) == 128 + stop
+    assert capsys.readouterr().err.strip().startswith(f"stopped by {stop.name} before anything new was saved")
+    assert signal.getsignal(stop) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from moadapt.adapters import LoRA
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
-from moadapt.registry import ROUTERS
+from moadapt.registry import ROUTERS, name_files
 
 TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
 LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
@@ -76,8 +76,8 @@ def test_a_class_in_a_file_becomes_importable(tmp_path: Path) -> None:
     file = tmp_path / "own_router_of_a_user.py"
     file.write_text("class Own:\n    pass\n")
     path = resolve({"router": f"{file}:Own"})["router"]
-    assert path == "own_router_of_a_user.Own"
-    assert ROUTERS.get(path).__name__ == "Own"
+    assert ROUTERS.get(path) is ROUTERS.get(f"{file}:Own")
+    assert name_files(f"class_path: {path}") == f"class_path: {file}:Own"
 
 
 def test_keys_are_checked_against_a_class_and_some_may_be_closed() -> None:

@@ -65,6 +65,22 @@ def test_test_and_predict_take_the_trained_adapters(moadapt: Moadapt, config: di
     assert all(set(row) == {"task", "row", "image", "prompt", "text", "prediction", "reference"} for row in rows)
 
 
+def test_the_last_checkpoint_is_the_runs_own(
+    moadapt: Moadapt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert moadapt("test", "--ckpt_path", "last") == 2
+    assert "last.ckpt, which is no file" in capsys.readouterr().err
+    assert moadapt("fit") == 0
+    assert moadapt("predict") == 0
+    file = tmp_path / "run" / "predictions.jsonl"
+    predictions = file.read_text()
+    file.unlink()
+    assert moadapt("predict", "--ckpt_path", "last") == 0
+    assert file.read_text() == predictions
+    assert moadapt("predict", "--ckpt_path", "best") == 2
+    assert "ckpt_path is best, which is no file" in capsys.readouterr().err
+
+
 def test_testing_before_training_says_what_to_do(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:
     assert moadapt("test") == 2
     assert "train first with `moadapt fit`, or give --ckpt_path" in capsys.readouterr().err

@@ -33,8 +33,8 @@ def test_size_refuses_what_is_no_picture(folder: Folder, content: bytes) -> None
 
 
 def test_size_refuses_a_missing_picture_and_a_folder(folder: Folder) -> None:
-    for path in (folder.path / "gone.png", folder.path):
-        with pytest.raises(Defect, match="does not exist"):
+    for path, what in ((folder.path / "gone.png", "does not exist"), (folder.path, "is a folder")):
+        with pytest.raises(Defect, match=what):
             Pictures().size(path, ENTRY)
 
 

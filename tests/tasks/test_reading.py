@@ -19,6 +19,14 @@ def test_read_json_says_which_file_is_missing(tmp_path: Path) -> None:
         read_json(tmp_path / "gone.json")
 
 
+def test_read_json_refuses_a_folder_and_what_no_parser_can_nest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder; give the path of a JSON file"):
+        read_json(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep\.json is nested too deeply"):
+        read_json(tmp_path / "deep.json")
+
+
 def test_read_json_says_where_it_breaks(tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
     file.write_text('{"a": 1,\n "b" 2}')

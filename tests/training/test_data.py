@@ -38,7 +38,7 @@ def test_bad_entries_are_skipped_and_counted_where_asked(
     assert {where: len(bad) for where, bad in data.skipped.items()} == dict.fromkeys(
         ["small, train", "large, train", "small, validation", "large, validation"], 1
     )
-    assert "4 entries cannot be used and are skipped" in caplog.text
+    assert "4 entries cannot be used; skipped" in caplog.text
     assert len(data.train_dataloader()) == 10 // 5
 
 
@@ -47,6 +47,12 @@ def test_tasks_and_dataset_exclude_each_other(tmp_path: Path, base: str, given: 
     both = {"tasks": toy.toy_tasks(tmp_path), "dataset": Made(tmp_path)} if given == "both" else {}
     with pytest.raises(ValueError, match=f"{given} of tasks and dataset"):
         MixedTasks(base, **both)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "num_workers", "seed"])
+def test_numbers_out_of_range_are_refused(tmp_path: Path, base: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is -1; give at least [01]$"):
+        MixedTasks(base, toy.toy_tasks(tmp_path), **{name: -1})  # type: ignore[arg-type]
 
 
 def test_a_dataset_writes_its_files_and_gives_its_tasks(tmp_path: Path, base: str) -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +88,22 @@ def test_evaluation_lets_tasks_take_turns(rows: Rows) -> None:
     loader = EvaluationLoader(rows, Collator(toy.processor(), seed=1, answers=False), 1, 0, 0, 1)
     first_half = [batch.task_names[0] for batch in loader][:6]
     assert 2 <= first_half.count("large") <= 3
+
+
+UNFINISHED = """
+import sys
+from pathlib import Path
+from moadapt.training.collate import Collator
+from moadapt.training.loaders import EvaluationLoader, Rows
+from tests.training import toy
+rows = Rows({name: task.read("train")[0] for name, task in toy.toy_tasks(Path(sys.argv[1])).items()})
+held = iter(EvaluationLoader(rows, Collator(toy.processor(), seed=1, answers=False), 1, 1, 0, 1))
+next(held)
+"""
+
+
+def test_a_process_ends_though_something_holds_an_unfinished_loader_with_a_worker(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    command = [sys.executable, "-c", UNFINISHED, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=120, start_new_session=True)
