@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
 from moadapt.training import MixtureModule
+from moadapt.training.run_bar import RunBar
 
 
 def progress_bars() -> list[Callback]:
     """Return a progress bar where somebody can see it."""
-    return [RichProgressBar(leave=True)] if sys.stderr.isatty() and sys.stdout.isatty() else []
+    return [RunBar()] if sys.stderr.isatty() and sys.stdout.isatty() else []
 
 
 class ShowScores(Callback):
