@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
 
 from moadapt.demo.training import write_json
 from moadapt.training import MixedTasks
 from moadapt.training.module import TaskModule
+from moadapt.training.run_bar import RunBar
 from moadapt.training.scores import Answered, Scores
 
 Evaluation = dict[str, Any]
@@ -39,7 +39,7 @@ def evaluate(module: TaskModule, data: MixedTasks, key: Mapping[str, Any], file:
         accelerator="auto",
         devices=1,
         logger=False,
-        callbacks=[RichProgressBar(leave=True)],
+        callbacks=[RunBar(f"{file.stem} answers")],
         enable_model_summary=False,
         enable_checkpointing=False,
     )

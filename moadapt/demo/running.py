@@ -1,5 +1,6 @@
 """The demonstration from start to end; every stage is kept on disk and reused."""
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from moadapt import __version__
 from moadapt.bases import load_base
 from moadapt.demo.details import (
     merge_record,
@@ -23,11 +25,13 @@ from moadapt.demo.training import train_run, write_json
 from moadapt.merging import MergeReport
 from moadapt.mixture import Mixture
 from moadapt.reporting import write_report
+from moadapt.storage import fingerprint
 from moadapt.training import MixedTasks, MixtureModule
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
 
 _CALIBRATION = 6
+_ROUTED = 6
 
 
 def run_demo(settings: DemoSettings, out: Path, command: str) -> dict[str, Any]:
@@ -50,11 +54,11 @@ def run_demo(settings: DemoSettings, out: Path, command: str) -> dict[str, Any]:
 
 
 def _run(settings: DemoSettings, out: Path, command: str, clock: "_Clock") -> dict[str, Any]:
-    key = settings.key()
     data = settings.data_module()
     data.prepare_data()
     data.setup("fit")
     data.setup("predict")
+    key = settings.key() | _state(settings, data)
     modules = settings.modules(data.tasks)
     results = {
         name: train_run(name, module, data, key, settings.steps, out / "runs" / name)
@@ -77,9 +81,9 @@ def _run(settings: DemoSettings, out: Path, command: str, clock: "_Clock") -> di
     details = {
         "title": "moadapt demo",
         "command": command,
-        "settings": {name: value for name, value in key.items() if not isinstance(value, Mapping)},
+        "settings": {name: value for name, value in settings.key().items() if not isinstance(value, Mapping)},
         "losses": {name: result["losses"] for name, result in results.items()},
-        "routing": routing_table(mixture, list(islice(data.predict_dataloader(), _CALIBRATION))),
+        "routing": routing_table(mixture, list(islice(data.predict_dataloader(), _ROUTED))),
         "parameters": parameters,
         "merges": merges,
         "examples": shown_examples(data, evaluations),
@@ -87,6 +91,16 @@ def _run(settings: DemoSettings, out: Path, command: str, clock: "_Clock") -> di
     }
     write_report(details, out / "report.html")
     return summary
+
+
+def _state(settings: DemoSettings, data: MixedTasks) -> dict[str, str]:
+    """Return what results depend on beside the settings: this release, the base's weights and the rows."""
+    rows = hashlib.sha256()
+    for split in ("train", "test"):
+        for example in data.examples(split):
+            rows.update(repr((example.prompt, example.answers, example.entry)).encode())
+    base, _ = load_base(settings.base)
+    return {"release": __version__, "weights": fingerprint(base)["values"], "rows": rows.hexdigest()}
 
 
 def _answering(

@@ -14,6 +14,8 @@ from moadapt.bases import load_base
 from moadapt.training.batch import Batch
 from moadapt.training.loss import answer_logits, row_losses
 from moadapt.training.module import TaskModule
+from moadapt.training.optimization import Optimization, parameter_groups
+from moadapt.training.optimizer import ExpertAdamW
 
 _ROUNDS = 7
 
@@ -25,6 +27,7 @@ def step_ratios(modules: Mapping[str, TaskModule], batch: Batch) -> dict[str, fl
         modules: Trained modules, by name.
         batch: Rows of one step.
     """
+    kept = [(p, p.detach().clone()) for module in modules.values() for p in module.roles()]
     steps = {name: _training_step(module, batch) for name, module in modules.items()}
     base_step = _base_step(next(iter(modules.values())), batch)
     ratios: dict[str, list[float]] = {name: [] for name in steps}
@@ -34,13 +37,15 @@ def step_ratios(modules: Mapping[str, TaskModule], batch: Batch) -> dict[str, fl
             seconds = _seconds(step)
             if round_:  # the first round warms up
                 ratios[name].append(seconds / base)
+    with torch.no_grad():
+        for parameter, value in kept:
+            parameter.copy_(value)
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
 def _training_step(module: TaskModule, batch: Batch) -> Callable[[], None]:
-    parameters = list(module.roles())
-    kept = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+    groups = parameter_groups(module.roles(), Optimization(learning_rate=1e-6))
+    optimizer = ExpertAdamW(groups, module.stacks())
     assert module.model is not None, "the module was trained"
     module.model.train()
 
@@ -49,9 +54,6 @@ def _training_step(module: TaskModule, batch: Batch) -> Callable[[], None]:
         losses, counts = row_losses(answer_logits(module.model, batch, True, **module.options(batch)), batch)
         torch.autograd.backward(losses.sum() / counts.sum())
         optimizer.step()
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
 
     return step
 

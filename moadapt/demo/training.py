@@ -9,12 +9,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from moadapt.training import KeepLast, MixedTasks
 from moadapt.training.keep_last import LAST
 from moadapt.training.module import TaskModule
+from moadapt.training.run_bar import RunBar
 
 _DONE = "done.json"
 
@@ -34,12 +34,15 @@ class LossRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note what the module logged."""
-        for name, value in trainer.callback_metrics.items():
-            if name == "loss" or name.startswith("loss/"):
-                self.losses.setdefault(name.removeprefix("loss/").replace("loss", "all"), []).append(
-                    (trainer.global_step, float(value))
-                )
+        """Note the losses of the step, which is there before the module logs it."""
+        assert isinstance(pl_module, TaskModule), "the demonstration trains modules of tasks"
+        losses, counts = pl_module.task_sums.tolist()
+        told = {"all": sum(losses) / sum(counts)}
+        told |= {
+            name: loss / count for name, loss, count in zip(pl_module.data.tasks, losses, counts, strict=True) if count
+        }
+        for name, value in told.items():
+            self.losses.setdefault(name, []).append((trainer.global_step, value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return losses and seconds."""
@@ -78,6 +81,9 @@ def train_run(
         return found
     started = folder / "key.json"
     resumes = started.is_file() and json.loads(started.read_text()) == key and (folder / LAST).is_file()
+    if not resumes:  # what other settings left here must never pass for this run's
+        for file in (done, folder / LAST):
+            file.unlink(missing_ok=True)
     write_json(started, key)
     record = LossRecord()
     lightning.seed_everything(key["seed"], verbose=False)
@@ -86,7 +92,7 @@ def train_run(
         devices=1,
         max_steps=steps,
         gradient_clip_val=1.0,
-        callbacks=[KeepLast(folder, every_n_steps=50), record, RichProgressBar(leave=True)],
+        callbacks=[record, KeepLast(folder, every_n_steps=50), RunBar(name)],
         logger=TensorBoardLogger(folder.parent / "tensorboard", name=name, version=""),
         log_every_n_steps=10,
         limit_val_batches=0,

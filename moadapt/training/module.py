@@ -94,7 +94,7 @@ class TaskModule(lightning.LightningModule, ABC):
         sums[0].index_add_(0, index, losses.detach())
         sums[1].index_add_(0, index, counts.to(sums))
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self._task_sums = sums
+        self.task_sums = sums
         tokens = sums[1].sum()
         if self._nominal is None:  # the first batch of those whose gradients are accumulated
             self._nominal, self._tokens = tokens, torch.zeros_like(tokens)
@@ -118,7 +118,7 @@ class TaskModule(lightning.LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss of the step and of each task in it."""
-        losses, counts = self._task_sums.tolist()
+        losses, counts = self.task_sums.tolist()
         self.log("loss", sum(losses) / sum(counts), prog_bar=True)
         for name, loss, count in zip(self.data.tasks, losses, counts, strict=True):
             if count:

@@ -54,17 +54,45 @@ def test_demo_reuses_what_is_there(finished: tuple[Path, dict[str, Any]], monkey
     assert run_demo(settings(folder), folder / "out", "moadapt demo") == summary
 
 
-def test_demo_trains_again_with_other_settings(tmp_path: Path) -> None:
-    first, other = settings(tmp_path), settings(tmp_path, learning_rate=1e-3)
-    data = first.data_module()
+def losses(settings: DemoSettings, folder: Path) -> list[tuple[int, float]]:
+    data = settings.data_module()
     data.prepare_data()
     data.setup("fit")
-    losses = [
-        train_run(MIXTURE, s.modules(data.tasks)[MIXTURE], data, s.key(), s.steps, tmp_path / "run")["losses"]["all"]
-        for s in (first, other)
-    ]
-    assert losses[0][0] == losses[1][0]  # the same rows and the same start
-    assert losses[0][-1] != losses[1][-1]
+    module = settings.modules(data.tasks)[MIXTURE]
+    found = train_run(MIXTURE, module, data, settings.key(), settings.steps, folder / "run")["losses"]["all"]
+    return [(step, loss) for step, loss in found]
+
+
+def test_demo_trains_again_with_other_settings(tmp_path: Path) -> None:
+    first, other = (losses(settings(tmp_path, **changed), tmp_path) for changed in ({}, {"learning_rate": 1e-3}))
+    assert [step for step, _ in first] == [1, 2, 3]
+    assert first[0] == other[0]  # the same rows and the same start
+    assert first[-1] != other[-1]
+
+
+def test_what_other_settings_left_is_never_taken_for_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = settings(tmp_path), settings(tmp_path, learning_rate=1e-3)
+    expected = losses(one, tmp_path)
+    for ended in (one, other):
+        with monkeypatch.context() as patch:
+            patch.setattr("lightning.Trainer.fit", _refuse)  # stops before the first checkpoint
+            with pytest.raises(AssertionError, match="a finished demonstration"):
+                losses(other, tmp_path)
+        again = losses(ended, tmp_path)
+        assert (again == expected) == (ended is one)
+    assert [step for step, _ in again] == [1, 2, 3]
+    assert again[-1] != expected[-1]
+
+
+def test_demo_asks_again_where_the_base_is_another(
+    finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.setattr("moadapt.demo.running.fingerprint", lambda base: {"values": "others"})
+    monkeypatch.setattr("lightning.Trainer.fit", _refuse)
+    monkeypatch.setattr("lightning.Trainer.predict", _refuse)
+    with pytest.raises(AssertionError, match="a finished demonstration"):
+        run_demo(settings(folder), folder / "out", "moadapt demo")
 
 
 def _refuse(*args: Any, **kwargs: Any) -> None:
