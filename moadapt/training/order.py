@@ -86,7 +86,9 @@ def _apportion(shares: NDArray[np.float64], total: int) -> tuple[int, ...]:
     exact = np.maximum(shares * total, 1)
     exact *= total / exact.sum()
     counts = np.maximum(np.floor(exact), 1).astype(int)
-    for task in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
+    while counts.sum() > total and counts.max() > 1:  # many tiny tasks took one each
+        counts[counts.argmax()] -= 1
+    for task in np.argsort(counts - exact, kind="stable")[: max(0, total - counts.sum())]:
         counts[task] += 1
     return tuple(int(count) for count in counts)
 

@@ -76,3 +76,11 @@ def test_an_impossible_sampling_is_refused(sampling: str | float) -> None:
 def test_tasks_without_rows_or_room_are_refused(sizes: list[int], batch_size: int) -> None:
     with pytest.raises(ValueError, match="at least one row a task"):
         MixedOrder(sizes, batch_size, "uniform", 0)
+
+
+def test_many_tiny_tasks_do_not_lengthen_an_epoch() -> None:
+    order = MixedOrder((*[1] * 20, 99), batch_size=60, sampling="proportional", seed=0)
+    drawn = [draw.row for step in range(order.steps) for draw in order.batch(0, step)]
+    assert len(drawn) == order.steps * 60
+    assert len(set(drawn)) == len(drawn)
+    assert set(range(20)) <= set(drawn)
