@@ -12,7 +12,7 @@ from moadapt.registry import BASES
 
 
 class ShippedBase(ABC):
-    """A base that a package ships, with the recipe that made it."""
+    """A base that a package ships, with a recipe to make one like it."""
 
     @abstractmethod
     def folder(self) -> Path:

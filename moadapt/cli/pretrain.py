@@ -10,7 +10,7 @@ def pretrain(name: str, out: Path | None = None, work: Path | None = None, set: 
 
     Args:
         name: Short name of the base; see `moadapt list bases`.
-        out: Folder to write; by default where the base is looked for.
+        out: Folder to write; by default `base` in the folder of checkpoints.
         work: Folder for checkpoints, where a second call resumes; by default runs/pretrain/NAME.
         set: Numbers of the recipe to change, such as list_steps=100,seed=1.
 
@@ -19,7 +19,7 @@ def pretrain(name: str, out: Path | None = None, work: Path | None = None, set: 
     """
     base = BASES.get(name)()
     work = work or Path("runs/pretrain") / name
-    base.pretrain(out or base.folder(), work, **dict(_setting(text) for text in set.split(",") if text))
+    base.pretrain(out or work / "base", work, **dict(_setting(text) for text in set.split(",") if text))
 
 
 def _setting(text: str) -> tuple[str, int | float]:

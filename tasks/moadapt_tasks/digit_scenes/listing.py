@@ -3,7 +3,7 @@
 A prompt says what to list (all, those of a colour or a digit, those on a side of an object, or the objects of given
 names), the fields of an item and the order: `list color digit box left to right`. Other forms group the same facts by
 colour, digit, name, side or corner, and some rows only repeat words of their prompt. No prompt asks a question, wants a
-caption, or refers to an object in order to have that one alone.
+caption or refers to one object by its name; a listing of a colour, a digit or a side may find one object or none.
 """
 
 from collections.abc import Callable

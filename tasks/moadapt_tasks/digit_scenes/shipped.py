@@ -23,7 +23,7 @@ class DigitScenesBase(ShippedBase):
         """
         folder = Path(str(files("moadapt_tasks.digit_scenes"))) / "weights"
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no base; make it with `moadapt pretrain digit_scenes`")
+            raise ValueError(f"{folder} holds no base; make it with `moadapt pretrain digit_scenes --out {folder}`")
         return folder
 
     def pretrain(self, out: Path, work: Path, **settings: int | float) -> None:

@@ -16,7 +16,9 @@ def test_folder_stands_beside_the_modules(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shipped, "files", lambda package: tmp_path / package)
     weights = tmp_path / "moadapt_tasks.digit_scenes" / "weights"
     weights.mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"weights holds no base; make it with `moadapt pretrain digit_scenes`"):
+    with pytest.raises(
+        ValueError, match=r"weights holds no base; make it with `moadapt pretrain digit_scenes --out .*weights`"
+    ):
         DigitScenesBase().folder()
     (weights / "config.json").write_text("{}")
     assert DigitScenesBase().folder() == weights
