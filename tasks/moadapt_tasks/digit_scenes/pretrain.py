@@ -6,8 +6,10 @@ regulariser. Prompts that name objects come last: a model that cannot list yet l
 pictures are scenes of the training split. Matrices are trained by Muon, the rest by AdamW.
 """
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +145,11 @@ def pretrain(out: Path, settings: PretrainSettings, work: Path) -> None:
         out: Folder for config, weights, tokenizer and processor.
         settings: The recipe.
         work: Folder for checkpoints; a second call there resumes.
+
+    Raises:
+        ValueError: The checkpoints there belong to another recipe.
     """
+    _refuse_other_settings(work / "recipe.json", settings)
     lightning.seed_everything(settings.seed)
     with ProcessPoolExecutor() as pool:
         jobs = [range(start, min(start + 500, settings.scenes)) for start in range(0, settings.scenes, 500)]
@@ -167,6 +173,15 @@ def pretrain(out: Path, settings: PretrainSettings, work: Path) -> None:
     trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=last if last.is_file() else None)
     module.model.half().save_pretrained(out)
     processor.save_pretrained(out)
+
+
+def _refuse_other_settings(file: Path, settings: PretrainSettings) -> None:
+    """Write down which recipe a folder of checkpoints belongs to, or require that it is this one."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    elif (stored := json.loads(file.read_text())) != asdict(settings):
+        raise ValueError(f"{file.parent} holds checkpoints of {stored}, not of {settings}; give another folder")
 
 
 def _draw_train_scenes(indices: range, seed: int) -> list[Scene]:

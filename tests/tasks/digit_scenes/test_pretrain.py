@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def test_the_recipe_runs_from_start_to_end(tmp_path: Path, monkeypatch: pytest.M
     assert seen == [(1, False), (2, False), (3, True), (4, True), (5, True)]
     model, processor = load_base(str(tmp_path / "base"), dtype="float32")
     assert len(write_listings(model, processor, [draw_scene("test", 0)], [PLAIN_PROMPT])) == 1
+    with pytest.raises(ValueError, match=r"work holds checkpoints of .*'seed': 0.*seed=1.*; give another folder"):
+        recipe.pretrain(tmp_path / "base", replace(SETTINGS, seed=1), tmp_path / "work")
 
 
 def test_every_phase_warms_up_and_cools_down() -> None:
