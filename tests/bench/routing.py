@@ -11,6 +11,7 @@ file where `--out` names one.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -206,11 +207,12 @@ def _cpu_seconds(step: Step) -> float:
 
 
 def kept_bytes(step: Step) -> int:
-    """Return the bytes of distinct storages that autograd keeps, parameters left out."""
+    """Return the bytes of distinct storages that autograd keeps; parameters and views of them are left out."""
+    own = {each.untyped_storage().data_ptr() for each in gc.get_objects() if isinstance(each, nn.Parameter)}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
+        if tensor.untyped_storage().data_ptr() not in own:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
