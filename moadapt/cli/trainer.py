@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -231,10 +233,19 @@ def _config_files(arguments: Sequence[str]) -> list[str]:
 
 
 def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
-    """Return a checkpoint that is there; `last` is the run's own, where Lightning would go on without any."""
+    """Return a checkpoint that can be read; `last` is the run's own, where Lightning would go on without any."""
     path = last if path == "last" else path
-    if path is not None and not Path(path).is_file():
+    if path is None:
+        return None
+    if not Path(path).is_file():
         raise ValueError(f"ckpt_path is {path}, which is no file; give a checkpoint, such as the {LAST} of a run")
+    try:
+        torch.load(path, weights_only=True, mmap=True, map_location="meta")
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read: {first}. Give another checkpoint, or remove it to start over"
+        ) from error
     return path
 
 

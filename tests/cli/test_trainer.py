@@ -81,6 +81,17 @@ def test_the_last_checkpoint_is_the_runs_own(
     assert "ckpt_path is best, which is no file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("spoil", ["cut", "garbage", "empty"])
+def test_a_broken_checkpoint_is_named(
+    moadapt: Moadapt, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: str
+) -> None:
+    assert moadapt("fit", "--trainer.max_steps", "1") == 0
+    file = tmp_path / "run" / "last.ckpt"
+    file.write_bytes({"cut": file.read_bytes()[:1000], "garbage": b"garbage" * 99, "empty": b""}[spoil])
+    assert moadapt("test") == 2
+    assert "last.ckpt cannot be read" in capsys.readouterr().err
+
+
 def test_testing_before_training_says_what_to_do(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:
     assert moadapt("test") == 2
     assert "train first with `moadapt fit`, or give --ckpt_path" in capsys.readouterr().err
