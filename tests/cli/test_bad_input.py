@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_read_is_refused(
         ("model", ["lora"], "model is ['lora']; give its settings, each as KEY: VALUE"),
         ("model.dtype", "float31", "dtype is 'float31'; give auto, or a number type of torch"),
         ("model.base", "/no/where", "the base '/no/where' cannot be loaded; give a folder, a hub name, or one of"),
-        ("modle.base", "x", "does not accept option 'modle.base'"),
+        ("modl.base", "x", "does not accept option 'modl.base'"),
         ("trainer.accelerator", "cpuu", "invalid accelerator name"),
         ("seed_everything", -3, "-3 is not in bounds"),
         ("ckpt_path", "gone.ckpt", "ckpt_path is gone.ckpt, which is no file"),
