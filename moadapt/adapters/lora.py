@@ -265,15 +265,10 @@ class LoRABank(Bank):
         """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""
         if type(module) is not nn.Linear or x.ndim != 3 or not self.names or (self.dropout and self.training):
             return False
-        weight, device = module.weight, x.device.type
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if (
-            hooked
-            or "forward" in vars(module)
-            or weight.requires_grad
-            or weight.dtype != x.dtype
-            or torch.is_autocast_enabled(device)
-        ):
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks) or "forward" in vars(module) or any(p.requires_grad for p in module.parameters()):
+            return False
+        if module.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
             return False
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False

@@ -239,7 +239,7 @@ def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
         return None
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path is {path}, which is no file; give a checkpoint, such as the {LAST} of a run")
-    try:
+    try:  # Lightning's own file: its tensors and plain values are read and nothing in it is run
         torch.load(path, weights_only=True, mmap=True, map_location="meta")
     except (RuntimeError, EOFError, UnpicklingError) as error:
         first = str(error).strip().splitlines()[0]

@@ -249,7 +249,9 @@ def test_a_linear_layer_taken_along_gives_the_same_step(name: str, bias: bool) -
         assert_equal(found, expected, "gradient")
 
 
-@pytest.mark.parametrize("why", ["a hook", "another forward", "trained", "another class", "no gradient"])
+@pytest.mark.parametrize(
+    "why", ["a hook", "another forward", "trained", "trained bias", "another class", "no gradient"]
+)
 def test_a_layer_that_others_change_is_run_by_itself(why: str) -> None:
     class Doubling(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
@@ -258,6 +260,7 @@ def test_a_layer_that_others_change_is_run_by_itself(why: str) -> None:
     bank, _ = build(EQUAL)
     linear: Any = Doubling(WIDE, NARROW) if why == "another class" else nn.Linear(WIDE, NARROW)
     linear = linear.double().requires_grad_(why == "trained")
+    linear.bias.requires_grad_(why in ("trained", "trained bias"))
     if why == "a hook":
         linear.register_forward_hook(lambda module, args, output: 2 * output)
     if why == "another forward":
@@ -268,9 +271,10 @@ def test_a_layer_that_others_change_is_run_by_itself(why: str) -> None:
     with torch.set_grad_enabled(why != "no gradient"):
         out = bank.adapt(linear, x, routing)
     torch.testing.assert_close(out, linear(x) + bank(x, torch.zeros_like(out), routing))
-    if why == "trained":
+    if why.startswith("trained"):
         out.sum().backward()
-        assert linear.weight.grad is not None
+        assert linear.bias.grad is not None
+        assert (linear.weight.grad is not None) == (why == "trained")
 
 
 def test_scales_survive_a_cast_of_the_bank() -> None:
