@@ -2,8 +2,9 @@
 
 from moadapt.attaching import attach, load
 from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.placement import Placement
 from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
-from moadapt.sites import Placement, anatomy
+from moadapt.sites import anatomy
 
 __all__ = [
     "Mixture",

@@ -1,12 +1,15 @@
 """The wrapper that stands in a module's place while a mixture is attached."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from moadapt.adapters.family import Bank
+from moadapt.adapters.family import Bank, check_routing, with_output
+from moadapt.call import Call
 from moadapt.context import CallContext
+from moadapt.routing import Routing
 from moadapt.sites import Site
 
 
@@ -15,7 +18,7 @@ class AdaptedModule(nn.Module):
 
     Args:
         module: The base's own module, never changed.
-        banks: One a family, in the mixture's order.
+        banks: One a family; those that change how the module runs come first.
         site: Where this is.
         context: The mixture's call context, which gives the routing.
     """
@@ -23,7 +26,7 @@ class AdaptedModule(nn.Module):
     def __init__(self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext) -> None:
         super().__init__()
         self.module = module
-        self.banks = nn.ModuleList(banks)
+        self.banks = nn.ModuleList(sorted(banks, key=lambda bank: not bank.runs_module))
         self._site, self._context = site, context
 
     def __getattr__(self, name: str) -> Any:
@@ -33,29 +36,48 @@ class AdaptedModule(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the base's output plus what the banks add.
 
         Args:
-            x: Input of the site, (B, T, D) or (N, D).
-            args: Passed to the base's module.
-            kwargs: Passed to the base's module.
+            args: What the base's module takes, the input of the site first.
+            kwargs: What the base's module takes, by name.
 
         Raises:
             RuntimeError: The base was called without its mixture.
         """
         if not self._context.enabled:
-            y: Tensor = self.module(x, *args, **kwargs)
-            return y
+            return self.module(*args, **kwargs)
         call = self._context.call
         if call is None:
             raise RuntimeError(
                 f"{self._site.path} was run outside a call of its mixture; call the mixture instead of its base, use "
                 "mixture.gradient_checkpointing_enable() for checkpointing, or detach() first"
             )
+        x, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         routing = self._context.route(call, self._site, x)
-        first, *others = (bank for bank in self.banks if isinstance(bank, Bank))
-        y = first.adapt(self.module, x, routing, *args, **kwargs)
+        return self._adapted(x, routing, call, *args, **kwargs)
+
+    def _adapted(self, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:
+        banks = [bank for bank in self.banks if isinstance(bank, Bank)]
+        for bank in banks:
+            check_routing(bank.family, self._site, routing)
+        if self._site.form == "entry":
+            entering = x
+            for bank in banks:
+                entering = entering + bank(x, x, routing, call)
+            return self.module(entering, *args, **kwargs)
+        first, *others = banks
+        if others and any(bank.reads_output for bank in banks):
+            running = first.adapt if first.runs_module else _run
+            adding = others if first.runs_module else banks
+            found = running(self.module, x, routing, call, *args, **kwargs)
+            return with_output(found, lambda y: y + sum(bank(x, y, routing, call) for bank in adding))
+        found = first.adapt(self.module, x, routing, call, *args, **kwargs)
         for bank in others:
-            y = bank.add_to(y, x, routing)
-        return y
+            found = with_output(found, partial(bank.add_to, x=x, routing=routing, call=call))
+        return found
+
+
+def _run(module: nn.Module, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:
+    return module(x, *args, **kwargs)

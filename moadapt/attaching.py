@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from moadapt.adapted import AdaptedModule
 from moadapt.adapters.family import FamilySpec
 from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.placement import Placement
 from moadapt.routing import RouterSpec
-from moadapt.sites import Placement
 from moadapt.storage import load as load_folder
 
 

@@ -50,6 +50,8 @@ class Call:
         prompt: Which tokens of this pass are prompt, (B, T); None while a cache is continued and in vision models.
         image: Which tokens stand for image patches, (B, T).
         task_ids: Index of each row's task, (B,).
+        memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
+            first.
         text_features: Pooled embeddings of the prompt's text, (B, D), where a router over the whole model needs them.
         routings: What routers have decided, by place.
         continues: Whether a cache that holds earlier tokens is continued.
@@ -62,6 +64,7 @@ class Call:
     prompt: Tensor | None = None
     image: Tensor | None = None
     task_ids: Tensor | None = None
+    memories: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     text_features: Tensor | None = None
     routings: dict[str, Routing] = field(default_factory=dict)
     continues: bool = False
@@ -120,21 +123,33 @@ def images_match_rows(image: Tensor | None, num_images: int) -> bool:
     return num_images == len(counts) and bool(torch.all(counts == counts[0])) and bool(counts[0] > 0)
 
 
-def check_prompt(prompt: Tensor, labels: Tensor | None) -> None:
-    """Refuse a prompt that a router by sequence cannot or must not read.
+def check_prompt(prompt: Tensor, labels: Tensor | None, reader: str) -> None:
+    """Refuse a prompt that holds answers, where something reads the whole of it.
 
     Args:
         prompt: Which tokens are prompt, (B, T).
         labels: Training targets; those that are no (B, T) lie on no token.
+        reader: What reads it, for the message.
 
     Raises:
-        ValueError: A label lies on a prompt token, or a row has no prompt.
+        ValueError: A label lies on a prompt token.
     """
     if labels is not None and labels.shape == prompt.shape and bool((prompt & (labels != -100)).any()):
         raise ValueError(
-            "labels lie on prompt tokens, which a router by sequence reads: it would see the answer; set labels to "
-            "-100 on the prompt or pass a smaller prompt_mask"
+            f"labels lie on prompt tokens, which {reader} reads: it would see the answer; set labels to -100 on the "
+            "prompt or pass a smaller prompt_mask"
         )
+
+
+def check_filled(prompt: Tensor) -> None:
+    """Refuse rows without a prompt, which a router by sequence could not route.
+
+    Args:
+        prompt: Which tokens are prompt, (B, T).
+
+    Raises:
+        ValueError: A row has none.
+    """
     empty = (~prompt.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(

@@ -7,18 +7,31 @@ recomputes a block after the call is closed, so each checkpoint remembers its ca
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from moadapt.call import Call, Request, check_prompt, read_call
+from moadapt.call import Call, Request, check_filled, check_prompt, read_call
 from moadapt.places import Place
 from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
 from moadapt.sites import Site
 from moadapt.tracing import Trace
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a call leaves for those that continue its cache.
+
+    Args:
+        routings: Those by sequence, by place.
+        memories: What banks keep of the prompt, by module path.
+    """
+
+    routings: dict[str, Routing]
+    memories: dict[str, dict[str, Tensor]]
 
 
 class CallContext:
@@ -31,6 +44,7 @@ class CallContext:
         tasks: Names of experts and tasks.
         image_token: Token id that stands for an image patch.
         embed: Gives the embeddings of input tokens.
+        reads_prompt: Whether some adapter lets tokens read later tokens of the prompt.
     """
 
     def __init__(
@@ -41,6 +55,8 @@ class CallContext:
         tasks: tuple[str, ...],
         image_token: int | None,
         embed: Callable[[Tensor], Tensor],
+        *,
+        reads_prompt: bool = False,
     ) -> None:
         self.call: Call | None = None
         self.enabled = True
@@ -51,9 +67,10 @@ class CallContext:
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
         self._by_sequence = spec is not None and spec.scope == "sequence"
+        self._reads_prompt = reads_prompt
         self._request: Request | None = None
         self._prepared: Call | None = None
-        self._held: WeakKeyDictionary[Any, dict[str, Routing]] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[Any, Held] = WeakKeyDictionary()
 
     @contextmanager
     def requesting(self, request: Request) -> Iterator[None]:
@@ -94,7 +111,9 @@ class CallContext:
         held = self._held_for(inputs.get("past_key_values"))
         call = self.call = read_call(inputs, self._request, self._image_token, continues=held is not None)
         self._check_prompt(call, self._request, inputs.get("labels"))
-        call.routings.update(held or {})
+        if held is not None:
+            call.routings.update(held.routings)
+            call.memories.update(held.memories)
         if self._prepared is not None and held is None:
             times = call.num_rows // self._prepared.num_rows
             call.routings.update({p: r.repeat_rows(times) for p, r in self._prepared.routings.items()})
@@ -110,7 +129,9 @@ class CallContext:
         cache = getattr(output, "past_key_values", None)
         if call is None or cache is None or (call.continues and call.overridden):
             return
-        self._held[cache] = {p: r.detached() for p, r in call.routings.items()} if self._by_sequence else {}
+        routings = {p: r.detached() for p, r in call.routings.items()} if self._by_sequence else {}
+        memories = {path: {n: t.detach() for n, t in kept.items()} for path, kept in call.memories.items()}
+        self._held[cache] = Held(routings, memories)
 
     def enter_block(self, block: str, hidden: Tensor) -> None:
         """Let the routers decide that read what enters a block.
@@ -169,21 +190,22 @@ class CallContext:
 
     def _check_prompt(self, call: Call, request: Request, labels: Tensor | None) -> None:
         spec = self._spec
-        if spec is None or spec.depends_on != "input" or spec.scope != "sequence" or self.override is not None:
+        routes = spec is not None and spec.depends_on == "input" and self._by_sequence and self.override is None
+        if not (routes or self._reads_prompt) or call.prompt is None:
             return
-        if call.prompt is None:
-            return
+        reader = "a router by sequence" if routes else "a cross-modal adapter"
         if call.image is None and self._image_token is not None:
             raise ValueError(
-                "a router by sequence reads text and image tokens apart, and inputs_embeds does not tell them; pass "
-                "input_ids"
+                f"{reader} reads text and image tokens apart, and inputs_embeds does not tell them; pass input_ids"
             )
         if request.prompt_shape is not None and call.prompt.shape[1] < request.prompt_shape[1]:
             raise ValueError(
                 f"generate() gave {call.prompt.shape[1]} of {request.prompt_shape[1]} prompt tokens at first, but "
-                "a router by sequence decides on the whole prompt; leave prefill_chunk_size unset"
+                f"{reader} decides on the whole prompt; leave prefill_chunk_size unset"
             )
-        check_prompt(call.prompt, labels)
+        check_prompt(call.prompt, labels, reader)
+        if routes:
+            check_filled(call.prompt)
 
     def _decide_early(self, call: Call, ids: Tensor | None) -> None:
         """Evaluate what needs no hidden states, and pool the text where a router over the model will need it."""
@@ -234,7 +256,7 @@ class CallContext:
         routing: Routing = router(RoutingContext(hidden, prompt, image, call.task_ids, self.available))
         return routing
 
-    def _held_for(self, cache: Any) -> dict[str, Routing] | None:
+    def _held_for(self, cache: Any) -> Held | None:
         if cache is None or int(cache.get_seq_length()) == 0:
             return None
         if cache not in self._held:
@@ -303,7 +325,7 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
             f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
             "one image, or place experts in the language tower only"
         )
-    if x.ndim != 3 or rows not in (1, len(x)) or tokens not in (1, x.shape[1]):
+    if (x.ndim == 2 and x.is_floating_point()) or rows not in (1, len(x)) or tokens not in (1, x.shape[1]):
         raise ValueError(
             f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "
             f"{tokens} tokens; use constant weights there or place experts elsewhere"

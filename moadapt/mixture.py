@@ -5,7 +5,7 @@ away and returns the very same base.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,11 @@ from moadapt.adapters.family import Adapter, Bank, FamilySpec
 from moadapt.call import Request
 from moadapt.context import CallContext, block_input, routers_of
 from moadapt.names import SHARED, check_names
+from moadapt.placement import Placement
 from moadapt.places import plan_places
 from moadapt.registry import MERGES
 from moadapt.routing import RouterSpec, Routing
-from moadapt.sites import Anatomy, Placement, Site, anatomy
+from moadapt.sites import Anatomy, Site, anatomy
 from moadapt.tracing import Trace
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class MixtureSpec:
     def sites(self, found: Anatomy) -> dict[Site, list[Adapter]]:
         """Return the sites in model order, each with the adapters that sit there."""
         adapters = self.adapters()
-        chosen = {a.name: set(found.place(a.spec.placement or self.placement)) for a in adapters}
+        chosen = {a.name: set((a.spec.placement or self.placement).sites(found, a.spec)) for a in adapters}
         sites = {site: [a for a in adapters if site in chosen[a.name]] for site in found.sites}
         return {site: here for site, here in sites.items() if here}
 
@@ -106,12 +107,13 @@ class Mixture(nn.Module):
             self.tasks,
             image,
             self._embed,
+            reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
         )
         self.required_grad = {name: p.requires_grad for name, p in base.named_parameters()}
         """Which parameters of the base were trainable before it was frozen, by name."""
         self._modes = {module: module.training for module in base.modules()}
         self._checkpointing: dict[nn.Module, dict[str, Any]] = {}
-        self._wrappers = {site.path: self._wrapper(site, adapters) for site, adapters in self.sites.items()}
+        self._wrappers = self._wrap()
         self._handles: list[RemovableHandle] = []
         base.requires_grad_(False)
         self._install()
@@ -371,12 +373,20 @@ class Mixture(nn.Module):
         own |= {id(p) for p in self.routers.parameters()}
         return ((name, p) for name, p in self.named_parameters() if id(p) in own)
 
-    def _wrapper(self, site: Site, adapters: Sequence[Adapter]) -> AdaptedModule:
-        module = self.base.get_submodule(site.path)
-        families = dict.fromkeys(type(adapter.spec) for adapter in adapters)
-        banks = [family.bank(site, [a for a in adapters if type(a.spec) is family]) for family in families]
-        device = next(module.parameters()).device
-        return AdaptedModule(module, [bank.to(device) for bank in banks], site, self.context)
+    def _wrap(self) -> dict[str, AdaptedModule]:
+        """Build the banks, and a wrapper for the module of each site; modules within others come first."""
+        modules = {site: self.base.get_submodule(site.path) for site in self.sites}
+        banks: dict[Site, list[Bank]] = {site: [] for site in self.sites}
+        for family, shared in dict.fromkeys(_stack_of(a) for here in self.sites.values() for a in here):
+            together = {
+                site: ([a for a in here if _stack_of(a) == (family, shared)], modules[site])
+                for site, here in self.sites.items()
+            }
+            for site, bank in family.banks({site: given for site, given in together.items() if given[0]}).items():
+                bank.family = family
+                banks[site].append(bank.to(next(modules[site].parameters()).device))
+        wrappers = {s.path: AdaptedModule(modules[s], banks[s], s, self.context) for s in self.sites}
+        return dict(sorted(wrappers.items(), key=lambda item: -item[0].count(".")))
 
     def _install(self) -> None:
         self._swap_checkpointing()
@@ -394,7 +404,7 @@ class Mixture(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for path, wrapper in self._wrappers.items():
+        for path, wrapper in reversed(self._wrappers.items()):
             _replace(self.base, path, wrapper.module)
         self._swap_checkpointing()
 
@@ -421,7 +431,8 @@ class Mixture(nn.Module):
         self.context.enter_block(block, block_input(args, kwargs))
 
     def _embed(self, ids: Tensor) -> Tensor:
-        embeddings: Tensor = self.base.get_input_embeddings()(ids)
+        module = self.base.get_input_embeddings()
+        embeddings: Tensor = (module.module if isinstance(module, AdaptedModule) else module)(ids)
         return embeddings
 
     @contextmanager
@@ -432,6 +443,11 @@ class Mixture(nn.Module):
             yield
         finally:
             self.train(before)
+
+
+def _stack_of(adapter: Adapter) -> tuple[type[FamilySpec], Hashable]:
+    """Adapters of which this is the same share a bank."""
+    return type(adapter.spec), adapter.spec.shares_with()
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

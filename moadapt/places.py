@@ -8,11 +8,11 @@ text embeddings together with the patch embeddings, since nothing else exists ye
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from moadapt.routing import RouterSpec
-from moadapt.sites import Anatomy, Site, Tower
+from moadapt.sites import Anatomy, Site
+from moadapt.towers import Tower, block_width
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,13 @@ def _first_block(base: PreTrainedModel, tower: Tower, spec: RouterSpec) -> str:
     if not tower.blocks:
         raise ValueError(
             f"{spec} reads what enters the first block of the {tower.name} tower, but {type(base).__name__} has no "
-            "block there with an nn.Linear in it (layers such as Conv1D are not supported); use a router by task or "
-            "constant weights"
+            "block of linear layers there; use a router by task or constant weights"
         )
     return tower.blocks[0]
 
 
 def _width(base: PreTrainedModel, block: str) -> int:
-    """Width of the hidden states that enter a block, read off its first normalisation."""
-    modules = dict(base.get_submodule(block).named_modules())
-    for path in sorted(modules, key=lambda path: path.count(".")):  # norms of heads lie deeper than those of the block
-        weight = getattr(modules[path], "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim == 1:
-            return weight.numel()
-    raise ValueError(f'block {block} has no normalisation to read its width off; use a router with per="site"')
+    width = block_width(base.get_submodule(block))
+    if width is None:
+        raise ValueError(f'block {block} has no normalisation to read its width off; use a router with per="site"')
+    return width

@@ -1,27 +1,21 @@
-"""Anatomy of a base: its towers, their depth, the sites in them, and placement.
+"""Anatomy of a base: its towers and the sites in them.
 
-Towers are found through transformers' own accessors and by exact attribute names, never by substring. A site is a
-module that can carry adapters; a placement chooses sites by tower, kind and fraction of depth.
+A site is a module that can carry adapters. Its form says what can be done there, its kind what it does in the base.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-TOWERS = ("vision", "connector", "language")
-_CONNECTORS = {
-    "multi_modal_projector",
-    "connector",
-    "language_projection",
-    "qformer",
-    "embed_vision",
-    "merger",
-    "deepstack_merger_list",
-}
-_KINDS = {
+from moadapt.towers import Tower, block_width, find_towers, has_linear, tower_of
+
+FORMS = ("linear", "embedding", "conv2d", "experts", "norm", "sublayer", "entry")
+KINDS = ("attention", "mlp", "projector", "experts", "norm", "embedding", "entry", "other")
+_INSIDE = {
     "attention": {
         "self_attn", "self_attention", "cross_attn", "crossattention", "attn", "attention", "encoder_attn",
         "linear_attn", "window_attn", "channel_attn", "SelfAttention", "EncDecAttention",
@@ -30,7 +24,7 @@ _KINDS = {
         "DenseReluDense",
     },
 }  # fmt: skip
-KINDS = ("attention", "mlp", "projector", "other")
+_SUBLAYERS = {"attention": _INSIDE["attention"], "mlp": {"mlp", "feed_forward", "ffn", "DenseReluDense"}}
 
 
 @dataclass(frozen=True)
@@ -40,10 +34,13 @@ class Site:
     Args:
         path: Module path in the base, such as `model.layers.3.self_attn.q_proj`.
         tower: `vision`, `connector` or `language`.
-        kind: `attention`, `mlp`, `projector` or `other`.
+        kind: One of `KINDS`.
         layer: Index of its block in the tower; None outside the stack of blocks.
-        in_features: D.
+        in_features: D; for an embedding its number of rows, for a convolution the numbers that one output reads.
         out_features: F.
+        form: What the module is: a `linear` layer (stored either way round), the token `embedding`, a `conv2d`, the
+            fused `experts` of a mixture-of-experts block, a `norm`, a whole `sublayer` of a block (attention or MLP),
+            or the `entry`, where text and image features enter the first block of the language tower.
     """
 
     path: str
@@ -52,58 +49,12 @@ class Site:
     layer: int | None
     in_features: int
     out_features: int
-
-
-@dataclass(frozen=True)
-class Tower:
-    """One part of the base.
-
-    Args:
-        name: `vision`, `connector` or `language`.
-        path: Module path of its root.
-        blocks: Module paths of its blocks, first to last.
-        num_read: How many of the blocks can influence the output.
-    """
-
-    name: str
-    path: str
-    blocks: tuple[str, ...]
-    num_read: int
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which sites an adapter sits at.
-
-    Args:
-        towers: Names of towers; None is the language tower where there is one, else every tower.
-        kinds: Kinds of site in a tower's blocks; a chosen connector is taken whole.
-        depth: First and last fraction of each tower's blocks, between 0 and 1; `(0.5, 1)` is the upper half.
-        modules: Module names (`q_proj`) or whole paths; None is every module of those kinds.
-
-    Raises:
-        ValueError: A tower or kind is unknown, or the depth is no interval within 0 and 1.
-    """
-
-    towers: tuple[str, ...] | None = None
-    kinds: tuple[str, ...] = ("attention", "mlp")
-    depth: tuple[float, float] = (0.0, 1.0)
-    modules: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Check names and interval."""
-        for given, known in ((self.towers or (), TOWERS), (self.kinds, KINDS)):
-            unknown = [name for name in given if name not in known]
-            if unknown:
-                raise ValueError(f"placement names {', '.join(unknown)}; choose from {', '.join(known)}")
-        low, high = self.depth
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"placement depth is {self.depth}; give two fractions with 0 <= first < last <= 1")
+    form: str = "linear"
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The towers and sites of one base."""
+    """The towers and sites of one base, sites in model order."""
 
     towers: tuple[Tower, ...]
     sites: tuple[Site, ...]
@@ -121,38 +72,9 @@ class Anatomy:
                 return tower
         raise ValueError(f"this base has no {name!r} tower; it has {', '.join(tower.name for tower in self.towers)}")
 
-    def place(self, placement: Placement) -> tuple[Site, ...]:
-        """Return the sites that a placement chooses.
-
-        Raises:
-            ValueError: It chooses none; the message lists what there is.
-        """
-        default = ("language",) if any(t.name == "language" for t in self.towers) else TOWERS
-        towers = placement.towers or default
-        chosen = tuple(s for s in self.sites if s.tower in towers and self._matches(s, placement))
-        if not chosen:
-            raise ValueError(f"{placement} matches no site of this base; {self._near(placement)}")
-        return chosen
-
-    def _matches(self, site: Site, placement: Placement) -> bool:
-        if placement.modules is not None:
-            if not _named(site.path, placement.modules):
-                return False
-        elif site.kind not in placement.kinds and site.tower != "connector":
-            return False
-        if site.layer is None:
-            return True
-        low, high = (bound * len(self.tower(site.tower).blocks) for bound in placement.depth)
-        return low - 1e-6 <= site.layer < high - 1e-6
-
-    def _near(self, placement: Placement) -> str:
-        names = sorted({site.path.rsplit(".", 1)[-1] for site in self.sites})
-        near = [n for wanted in placement.modules or () for n in difflib.get_close_matches(wanted, names, n=3)]
-        found = ", ".join(f"{t.name} ({len(t.blocks)} blocks)" for t in self.towers)
-        told = f"near names: {', '.join(near) or 'none'}; towers: {found}; modules: {', '.join(names) or 'none'}"
-        if any(tower.blocks for tower in self.towers):
-            return told
-        return f"no block holds an nn.Linear, and other layers such as Conv1D are not supported; {told}"
+    def of_form(self, *forms: str) -> tuple[Site, ...]:
+        """Return the sites of some forms."""
+        return tuple(site for site in self.sites if site.form in forms)
 
 
 def anatomy(base: PreTrainedModel) -> Anatomy:
@@ -161,18 +83,44 @@ def anatomy(base: PreTrainedModel) -> Anatomy:
     Args:
         base: Any transformers model.
     """
-    towers = tuple(_towers(base))
+    towers = tuple(find_towers(base))
     sites: list[Site] = []
     unread: list[Site] = []
     for path, module in base.named_modules():
-        tower = _tower_of(path, towers)
-        if tower is None or not isinstance(module, nn.Linear) or _is_read_only(base, path):
+        tower = tower_of(path, towers)
+        if tower is None:
             continue
-        layer = next((i for i, block in enumerate(tower.blocks) if path.startswith(block + ".")), None)
-        kind = _kind(path, tower, layer)
-        site = Site(path, tower.name, kind, layer, module.in_features, module.out_features)
-        (unread if layer is not None and layer >= tower.num_read else sites).append(site)
+        layer = next((i for i, block in enumerate(tower.blocks) if (path + ".").startswith(block + ".")), None)
+        behind = layer is not None and layer >= tower.num_read
+        for site in _sites_at(base, path, module, tower, layer):
+            (unread if behind else sites).append(site)
     return Anatomy(towers, tuple(sites), tuple(unread))
+
+
+def _sites_at(base: PreTrainedModel, path: str, module: Any, tower: Tower, layer: int | None) -> Iterator[Site]:
+    """Return the site that a module is, if any."""
+    kind = _kind(path, tower, layer)
+    if isinstance(module, nn.Linear) and not _is_read_only(base, path):
+        yield Site(path, tower.name, kind, layer, module.in_features, module.out_features)
+    elif isinstance(module, Conv1D):
+        yield Site(path, tower.name, kind, layer, module.nx, module.nf)
+    elif isinstance(module, nn.Embedding) and module is base.get_input_embeddings():
+        yield Site(path, tower.name, "embedding", layer, module.num_embeddings, module.embedding_dim, "embedding")
+    elif isinstance(module, nn.Conv2d) and module.groups == 1:
+        read = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+        name = kind if layer is not None else "embedding"
+        yield Site(path, tower.name, name, layer, read, module.out_channels, "conv2d")
+    elif _is_norm(module):
+        width = module.weight.numel()
+        yield Site(path, tower.name, "norm", layer, width, width, "norm")
+    elif _holds_experts(module):
+        width = module.down_proj.shape[1 if not getattr(module, "is_transposed", False) else 2]
+        yield Site(path, tower.name, "experts", layer, width, width, "experts")
+    elif layer is not None and (width := block_width(base.get_submodule(tower.blocks[layer]))) is not None:
+        if _is_entry(base, path, tower):
+            yield Site(path, tower.name, "entry", layer, width, width, "entry")
+        elif (part := _sublayer(path, tower.blocks[layer])) is not None and has_linear(module):
+            yield Site(path, tower.name, part, layer, width, width, "sublayer")
 
 
 def _is_read_only(base: PreTrainedModel, path: str) -> bool:
@@ -180,60 +128,27 @@ def _is_read_only(base: PreTrainedModel, path: str) -> bool:
     return isinstance(base.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
 
 
-def _towers(base: PreTrainedModel) -> Iterator[Tower]:
-    paths = {id(module): path for path, module in base.named_modules()}
-    vision = _vision_root(base)
-    language = None if vision is base else base if vision is None else base.get_decoder()
-    vision_path = paths.get(id(vision)) if vision is not None else None
-    connectors = [p for p in paths.values() if p and p.rsplit(".", 1)[-1] in _CONNECTORS]
-    for path in connectors:
-        if not any(path.startswith(other + ".") for other in connectors):
-            yield Tower("connector", path, (), 0)
-    if vision is not None and vision_path is not None:
-        blocks = tuple(_blocks(vision, vision_path))
-        yield Tower("vision", vision_path, blocks, _num_read(base, len(blocks)))
-    if language is not None:
-        path = paths[id(language)]
-        blocks = tuple(_blocks(language, path))
-        yield Tower("language", path, blocks, len(blocks))
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    return type(module).__name__.endswith("Norm") and isinstance(weight, nn.Parameter) and weight.ndim == 1
 
 
-def _vision_root(base: PreTrainedModel) -> nn.Module | None:
-    if base.main_input_name == "pixel_values" and not hasattr(base.config, "text_config"):
-        return base
-    root = base.get_encoder("image")
-    return None if root is None or root is base else root
+def _holds_experts(module: Any) -> bool:
+    """Tell whether a module keeps the experts of a mixture-of-experts block as stacked parameters."""
+    found = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
+    return all(isinstance(each, nn.Parameter) and each.ndim == 3 for each in found)
 
 
-def _blocks(root: nn.Module, path: str) -> Iterator[str]:
-    """Paths of the blocks in a tower's stacks, leaving out lists inside blocks and connectors."""
-    stacks: list[str] = []
-    for name, module in root.named_modules(prefix=path):
-        is_stack = isinstance(module, nn.ModuleList) and len(module) > 0 and _has_linear(module[0])
-        inside = any(name.startswith(stack + ".") for stack in stacks)
-        if is_stack and not inside and name.rsplit(".", 1)[-1] not in _CONNECTORS:
-            stacks.append(name)
-            yield from (f"{name}.{i}" for i in range(len(module)))
+def _is_entry(base: PreTrainedModel, path: str, tower: Tower) -> bool:
+    return tower.name == "language" and path == tower.blocks[0] and not base.config.is_encoder_decoder
 
 
-def _has_linear(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) for module in block.modules())
-
-
-def _num_read(base: PreTrainedModel, count: int) -> int:
-    """How many vision blocks lie before the deepest hidden state that the model reads."""
-    read = getattr(base.config, "vision_feature_layer", None)
-    if read is None:
-        return count
-    layers = [read] if isinstance(read, int) else list(read)
-    return max(layer if layer >= 0 else count + 1 + layer for layer in layers)
-
-
-def _tower_of(path: str, towers: Iterable[Tower]) -> Tower | None:
-    for tower in towers:
-        if not tower.path or path == tower.path or path.startswith(tower.path + "."):
-            return tower
-    return None
+def _sublayer(path: str, block: str) -> str | None:
+    """Return the kind of a sublayer; None for what is none, or lies inside another one."""
+    *outer, name = path.removeprefix(block).strip(".").split(".")
+    if any(part in names for part in outer for names in _SUBLAYERS.values()):
+        return None
+    return next((kind for kind, names in _SUBLAYERS.items() if name in names), None)
 
 
 def _kind(path: str, tower: Tower, layer: int | None) -> str:
@@ -242,11 +157,4 @@ def _kind(path: str, tower: Tower, layer: int | None) -> str:
     if layer is None:
         return "other"
     parts = set(path.removeprefix(tower.path).split("."))
-    for kind, names in _KINDS.items():
-        if parts & names:
-            return kind
-    return "other"
-
-
-def _named(path: str, names: Iterable[str]) -> bool:
-    return any(path == name or path.endswith("." + name) for name in names)
+    return next((kind for kind, names in _INSIDE.items() if parts & names), "other")

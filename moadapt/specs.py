@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from moadapt.placement import Placement
 from moadapt.registry import Registry
-from moadapt.sites import Placement
 
 
 def to_json(spec: Any, registry: Registry) -> dict[str, Any]:

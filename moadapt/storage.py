@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.placement import Placement
 from moadapt.registry import FAMILIES, ROUTERS
-from moadapt.sites import Placement
 from moadapt.specs import bind, fields_of, from_json, to_json
 
 SCHEMA = 1

@@ -1,15 +1,19 @@
 """The family interface: a spec a user writes, the bank it becomes at a site, and the delta it merges to."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from moadapt.call import Call
+from moadapt.placement import Placement
 from moadapt.routing import Routing
-from moadapt.sites import Placement, Site
+from moadapt.sites import Site
+
+ROUTES = ("row", "token", "heads", "parameters")
 
 
 class NotMergeable(ValueError):
@@ -18,12 +22,12 @@ class NotMergeable(ValueError):
 
 @dataclass(frozen=True)
 class Delta:
-    """What a bank adds at a site under fixed weights, as an affine map of the site's input.
+    """What a bank adds at a site under fixed weights, as a change of the module's own weight and bias.
 
     Args:
         down: (R, D).
         up: (R, F); the low-rank part is `up^T down`, (F, D).
-        dense: A part without low-rank form, (F, D).
+        dense: A part without low-rank form, (F, D); of a norm's gain (F,).
         bias: (F,).
     """
 
@@ -33,8 +37,10 @@ class Delta:
     bias: Tensor | None = None
 
     def weight(self) -> Tensor:
-        """Return the whole weight change, (F, D), in float32 or finer."""
+        """Return the whole weight change, (F, D), of a norm (F,), in float32 or finer."""
         exact = torch.promote_types(self.down.dtype, torch.float32)
+        if self.dense is not None and not len(self.down):
+            return self.dense.to(exact)
         product = self.up.to(exact).T @ self.down.to(exact)
         return product if self.dense is None else product + self.dense.to(exact)
 
@@ -57,41 +63,57 @@ class Adapter:
 class Bank(nn.Module, ABC):
     """All adapters of one family at one site."""
 
+    family: "type[FamilySpec]"
+    """Class of its adapters' specs; set by the mixture."""
+
+    reads_output: ClassVar[bool] = False
+    """Whether `forward` reads `y`, which is then the frozen module's output, untouched by other banks."""
+    runs_module: ClassVar[bool] = False
+    """Whether `adapt` changes how the module itself runs, so that it comes before other banks."""
+
     @abstractmethod
-    def forward(self, x: Tensor, y: Tensor, routing: Routing | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Return what the adapters add to the base's output.
 
         Args:
             x: Input of the site, (B, T, D) or (N, D).
-            y: The frozen base's output there, (B, T, F) or (N, F).
+            y: The frozen base's output there, (B, T, F) or (N, F); at an `entry`, `x` itself.
             routing: Weights of the experts; None where there are none.
+            call: The forward pass of the base that this is part of; None where a bank is run by itself.
 
         Returns:
             The delta, shaped as `y`.
         """
 
-    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None) -> Tensor:
+    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Add the delta to a fresh output, in place where the family can.
 
         Args:
             y: Fresh output of the base, which the caller gives up.
             x: Input of the site.
             routing: Weights of the experts.
+            call: As in `forward`.
         """
-        delta: Tensor = self(x, y, routing)
+        delta: Tensor = self(x, y, routing, call)
         return y + delta
 
-    def adapt(self, module: nn.Module, x: Tensor, routing: Routing | None, *args: Any, **kwargs: Any) -> Tensor:
+    def adapt(
+        self, module: nn.Module, x: Tensor, routing: Routing | None, call: Call | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Run the base's module and add the delta, in one step where the family can.
 
         Args:
             module: The frozen module of the site.
             x: Its input.
             routing: Weights of the experts.
+            call: As in `forward`.
             args: What else the module takes.
             kwargs: What else the module takes, by name.
+
+        Returns:
+            What the module returns, changed; of several outputs the first.
         """
-        return self.add_to(module(x, *args, **kwargs), x, routing)
+        return with_output(module(x, *args, **kwargs), lambda y: self.add_to(y, x, routing, call))
 
     @abstractmethod
     def delta(self, weights: Tensor) -> Delta:
@@ -137,6 +159,18 @@ class Bank(nn.Module, ABC):
     def expert_rows(self) -> dict[str, Tensor]:
         """Return, for each trained parameter that stacks experts, the expert of every row, (R,)."""
 
+    def rates(self) -> dict[str, float]:
+        """Return the factor of the learning rate of each parameter that has one, by name."""
+        return {}
+
+    def undecayed(self) -> frozenset[str]:
+        """Return the names of parameters that weight decay must leave alone, such as gates and biases."""
+        return frozenset()
+
+    def readings(self) -> dict[str, float]:
+        """Return numbers worth a line in a training's log, such as how far gates are open, by name."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilySpec(ABC):
@@ -148,17 +182,81 @@ class FamilySpec(ABC):
 
     placement: Placement | None = None
 
+    forms: ClassVar[tuple[str, ...]] = ("linear",)
+    """Forms of site that it can sit at, see `moadapt.sites.Site`."""
+    routes: ClassVar[frozenset[str]] = frozenset(ROUTES)
+    """What routings it takes beside constant ones: weights by row, by token, by heads, of blended parameters."""
     mergeable: ClassVar[bool] = True
     """Whether `Bank.delta` exists."""
     identity: ClassVar[bool] = True
     """Whether a fresh adapter changes nothing."""
+    reads_prompt: ClassVar[bool] = False
+    """Whether tokens may read later tokens of the prompt, so that no answer may lie in it."""
+
+    def default_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of site that it sits at where its placement names none."""
+        return ("attention", "mlp")
+
+    def shares_with(self) -> Hashable:
+        """Return what adapters of this family must have in common to be stacked in one bank."""
+        return None
 
     @classmethod
     @abstractmethod
-    def bank(cls, site: Site, adapters: Sequence[Adapter]) -> Bank:
+    def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> Bank:
         """Build the bank of a site.
 
         Args:
             site: Where.
             adapters: The adapters of this family there, the shared one first.
+            module: The frozen module there.
         """
+
+    @classmethod
+    def banks(cls, sites: Mapping[Site, tuple[Sequence[Adapter], nn.Module]]) -> dict[Site, Bank]:
+        """Build the banks of all sites; a family whose sites share tensors does it in one go.
+
+        Args:
+            sites: For each site the adapters of this family there and the frozen module.
+        """
+        return {site: cls.bank(site, adapters, module) for site, (adapters, module) in sites.items()}
+
+
+def check_routing(family: type[FamilySpec], site: Site, routing: Routing | None) -> None:
+    """Refuse a routing that a family cannot follow.
+
+    Args:
+        family: Class of the adapters' specs.
+        site: Where.
+        routing: Weights of the experts.
+
+    Raises:
+        ValueError: The family takes no weights of this kind.
+    """
+    if routing is None:
+        return
+    asked = {
+        "row": routing.per_row,
+        "token": routing.per_token,
+        "heads": routing.weights.shape[2] > 1,
+        "parameters": routing.combines == "parameters",
+    }
+    refused = [name for name, is_asked in asked.items() if is_asked and name not in family.routes]
+    if refused:
+        raise ValueError(
+            f"{site.path}: {family.__name__} cannot be weighed by {refused[0]}; it takes constant weights"
+            f"{''.join(f', by {name}' for name in ROUTES if name in family.routes)}; choose another router or family"
+        )
+
+
+def with_output(outputs: Any, change: Any) -> Any:
+    """Return a module's outputs with the first one changed.
+
+    Args:
+        outputs: A tensor, or a tuple that begins with one.
+        change: Takes and returns that tensor.
+    """
+    if isinstance(outputs, Tensor):
+        return change(outputs)
+    first, *others = cast(tuple[Any, ...], outputs)
+    return (change(first), *others)

@@ -7,7 +7,7 @@ Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ran
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.family import Adapter, Bank, Delta, FamilySpec
+from moadapt.adapters.family import Adapter, Delta, FamilySpec
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
+from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
 from moadapt.sites import Site
-
-_PARTS = ("shared", "shared_frozen", "expert", "frozen")  # what every input uses comes first
 
 
 @FAMILIES.register("lora")
@@ -57,64 +57,62 @@ class LoRA(FamilySpec):
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     @classmethod
-    def bank(cls, site: Site, adapters: Sequence[Adapter]) -> "LoRABank":
+    def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> "LoRABank":
         """Build the stack of one site."""
-        return LoRABank(site, adapters)
+        return LoRABank(site, adapters, module)
 
 
-class LoRABank(Bank):
+class LoRABank(StackedBank):
     """All LoRAs of one site, stacked along the rank axis.
 
     Args:
         site: Where.
         adapters: Shared first, then experts.
+        module: The frozen module there.
 
     Raises:
         ValueError: The adapters of the site ask for different dropouts.
     """
 
-    expert_of: Tensor
+    tensors = ("down", "up")
     slots: Tensor
 
-    def __init__(self, site: Site, adapters: Sequence[Adapter]) -> None:
-        super().__init__()
-        self.site = site
-        self._adapters: dict[str, list[Adapter]] = {part: [] for part in _PARTS}
-        for part in _PARTS:
-            self.register_parameter(f"{part}_down", None)
-            self.register_parameter(f"{part}_up", None)
+    def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
         dropouts = {_spec(adapter).dropout for adapter in adapters}
         if len(dropouts) > 1:
             raise ValueError(
                 f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
             )
+        super().__init__(site, adapters, module)
         self.dropout = dropouts.pop()
-        for name in ("expert_of", "slots"):
-            self.register_buffer(name, torch.empty(0), persistent=False)
-        self._extend("shared", [a for a in adapters if a.expert is None])
-        self._extend("expert", [a for a in adapters if a.expert is not None])
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names in stacking order."""
-        return tuple(adapter.name for part in _PARTS for adapter in self._adapters[part])
+    def fresh(self, spec: LoRA) -> dict[str, Tensor]:
+        """Return `down (r, D)`, uniform, and `up (r, F)`, zero."""
+        bound, device = 1 / math.sqrt(self.site.in_features), self.owner("down").device
+        down = torch.empty(spec.rank, self.site.in_features, device=device).uniform_(-bound, bound)
+        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features, device=device)}
 
-    def forward(self, x: Tensor, y: Tensor, routing: Routing | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Return the delta, shaped as `y`."""
-        return self.add_to(torch.zeros_like(y), x, routing)
+        return self.add_to(torch.zeros_like(y), x, routing, call)
 
-    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None) -> Tensor:
+    def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
+        """Return the delta in its plainest form."""
+        spread = self.spread(weights, "down") * self._ranks.scale(weights.dtype)
+        return self.weigh_up(x.to(y.dtype) @ self.stack("down").to(y.dtype).T, spread, self.stack("up").to(y.dtype))
+
+    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Add the delta to `y` in place, in the cheapest exact form."""
         if not self.names:
             return y
         if routing is not None and routing.combines == "parameters":
             return self._add_blended(y, x, routing)
-        down, up = self._stack("down").to(y.dtype), self._stack("up").to(y.dtype)
+        down, up = self.stack("down").to(y.dtype), self.stack("up").to(y.dtype)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
         flat = x.ndim == 2
         y3, x3 = (y.unsqueeze(0), x.unsqueeze(0)) if flat else (y, x)
         if routing is not None and routing.weights.shape[2] > 1:
-            out = self._add_heads(y3, x3, down, up, routing)
+            out = y3 + self.change(x3, y3, all_weights(routing, y3), call)
         elif routing is not None and self._gathers(routing):
             ranks, weights = self._chosen(routing)
             out = add_gathered(y3, x3, down, up, weights.to(y.dtype), ranks)
@@ -122,114 +120,43 @@ class LoRABank(Bank):
             out = add_stacked(y3, x3, down, up, _experts(routing), self._ranks)
         return out.squeeze(0) if flat else out
 
-    def adapt(self, module: nn.Module, x: Tensor, routing: Routing | None, *args: Any, **kwargs: Any) -> Tensor:
+    def adapt(
+        self, module: nn.Module, x: Tensor, routing: Routing | None, call: Call | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Run the base's module and add the delta; in training a plain linear layer joins the stacked form."""
         if args or kwargs or not self._fuses(module, x, routing):
-            return super().adapt(module, x, routing, *args, **kwargs)
+            return super().adapt(module, x, routing, call, *args, **kwargs)
         assert isinstance(module, nn.Linear), "only plain linear layers are fused"
-        down, up = self._stack("down").to(x.dtype), self._stack("up").to(x.dtype)
+        down, up = self.stack("down").to(x.dtype), self.stack("up").to(x.dtype)
         return stacked_linear(module, x, down, up, _experts(routing), self._ranks)
 
     def delta(self, weights: Tensor) -> Delta:
         """Return the stacked factors, the weights folded into `up`."""
-        up = self._stack("up").detach()
+        up = self.stack("up").detach()
         spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
-        return Delta(self._stack("down").detach(), up * spread.reshape(-1, 1))
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        """Return `down (r, D)` and `up (r, F)` of one adapter."""
-        part, rows = self._rows(name)
-        return {side: self._part(part, side).detach()[rows].clone() for side in ("down", "up")}
-
-    def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `down` and `up` of one adapter in."""
-        part, rows = self._rows(name)
-        for side in ("down", "up"):
-            own = self._part(part, side).detach()[rows]
-            if side not in tensors or tensors[side].shape != own.shape:
-                got = {key: tuple(value.shape) for key, value in tensors.items()}
-                raise ValueError(
-                    f"{self.site.path}: adapter {name!r} needs {side} of shape {tuple(own.shape)}, got {got}"
-                )
-            own.copy_(tensors[side])
-
-    def grow(self, adapter: Adapter) -> None:
-        """Append one expert to the stack."""
-        self._extend("expert", [adapter])
-
-    def trim(self, keep: Sequence[str]) -> None:
-        """Drop the experts that are not in `keep`; the kept ones are renumbered in its order."""
-        for part in ("expert", "frozen"):
-            kept = sorted((a for a in self._adapters[part] if a.name in keep), key=lambda a: keep.index(a.name))
-            tensors = [self.state(adapter.name) for adapter in kept]
-            renumbered = [Adapter(a.name, a.spec, keep.index(a.name)) for a in kept]
-            self._set(part, renumbered, tensors)
-        self._index()
-
-    def freeze(self, name: str) -> None:
-        """Move one adapter to the frozen stack of its kind."""
-        part, _ = self._rows(name)
-        if part in ("shared_frozen", "frozen"):
-            return
-        target = "shared_frozen" if part == "shared" else "frozen"
-        stay = [adapter for adapter in self._adapters[part] if adapter.name != name]
-        frozen = [*self._adapters[target], *(a for a in self._adapters[part] if a.name == name)]
-        states = {n: self.state(n) for n in self.names}
-        self._set(target, frozen, [states[adapter.name] for adapter in frozen])
-        self._set(part, stay, [states[adapter.name] for adapter in stay])
-        self._index()
-
-    def expert_rows(self) -> dict[str, Tensor]:
-        """Return the expert of every row of the expert stacks."""
-        if self.expert_down is None:
-            return {}
-        start = self._shared_ranks
-        rows = self.expert_of[start : start + len(self._part("expert", "down"))]
-        return {"expert_down": rows, "expert_up": rows}
-
-    def _extend(self, part: str, adapters: list[Adapter]) -> None:
-        """Append fresh adapters to a part of the stack."""
-        old = self._adapters[part]
-        states = [self.state(adapter.name) for adapter in old]
-        self._set(part, [*old, *adapters], [*states, *(self._fresh(_spec(a)) for a in adapters)])
-        self._index()
-
-    def _fresh(self, spec: LoRA) -> dict[str, Tensor]:
-        bound, device = 1 / math.sqrt(self.site.in_features), self.expert_of.device
-        down = torch.empty(spec.rank, self.site.in_features, device=device).uniform_(-bound, bound)
-        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features, device=device)}
-
-    def _set(self, part: str, adapters: list[Adapter], states: list[dict[str, Tensor]]) -> None:
-        self._adapters[part] = adapters
-        like = next(self.parameters(), torch.empty(0, device=self.expert_of.device))
-        for side in ("down", "up"):
-            stacked = torch.cat([state[side] for state in states]).to(like) if states else None
-            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad="frozen" not in part)
-            setattr(self, f"{part}_{side}", parameter)
+        return Delta(self.stack("down").detach(), up * spread.reshape(-1, 1))
 
     def _index(self) -> None:
         """Rebuild the maps from stacked ranks to experts."""
-        adapters = [adapter for part in _PARTS for adapter in self._adapters[part]]
+        super()._index()
+        adapters, device = self._in_order(), self.owner("down").device
         ranks = [_spec(adapter).rank for adapter in adapters]
         owners = [-1 if adapter.expert is None else adapter.expert for adapter in adapters]
-        device = self.expert_of.device
-        repeats = torch.tensor(ranks, dtype=torch.long)
-        self.expert_of = torch.tensor(owners, dtype=torch.long).repeat_interleave(repeats).to(device)
         width = max((r for r, owner in zip(ranks, owners, strict=True) if owner >= 0), default=0)
         slots = torch.full((max(owners, default=-1) + 1, width), -1)
         starts = [sum(ranks[:i]) for i in range(len(ranks))]
         for start, rank, owner in zip(starts, ranks, owners, strict=True):
             if owner >= 0:
                 slots[owner, :rank] = torch.arange(start, start + rank)
-        self.slots = slots.to(device)
+        self.register_buffer("slots", slots.to(device), persistent=False)
         self._shared_ranks = sum(r for r, owner in zip(ranks, owners, strict=True) if owner < 0)
         self._ranks = self._find_ranks()
 
     def _find_ranks(self) -> Ranks:
-        adapters = [adapter for part in _PARTS for adapter in self._adapters[part]]
+        adapters = self._in_order()
         scales = [_spec(adapter).scale for adapter in adapters for _ in range(_spec(adapter).rank)]
         owners = [a.expert for a in adapters if a.expert is not None for _ in range(_spec(a).rank)]
-        scale = torch.tensor(scales, dtype=torch.float64, device=self.expert_of.device)
+        scale = torch.tensor(scales, dtype=torch.float64, device=self.owner("down").device)
         return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRABank":
@@ -237,29 +164,6 @@ class LoRABank(Bank):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._ranks = self._find_ranks()
         return self
-
-    def _part(self, part: str, side: str) -> Tensor:
-        parameter = getattr(self, f"{part}_{side}")
-        assert isinstance(parameter, Tensor), f"part {part} of {self.site.path} is empty"
-        return parameter
-
-    def _rows(self, name: str) -> tuple[str, slice]:
-        for part in _PARTS:
-            start = 0
-            for adapter in self._adapters[part]:
-                rank = _spec(adapter).rank
-                if adapter.name == name:
-                    return part, slice(start, start + rank)
-                start += rank
-        raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
-
-    def _stack(self, side: str) -> Tensor:
-        found = [getattr(self, f"{part}_{side}") for part in _PARTS]
-        parts = [part for part in found if part is not None]
-        if not parts:
-            width = self.site.in_features if side == "down" else self.site.out_features
-            return torch.empty(0, width, device=self.expert_of.device)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _fuses(self, module: nn.Module, x: Tensor, routing: Routing | None) -> bool:
         """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""
@@ -281,7 +185,7 @@ class LoRABank(Bank):
         if routing.indices is None or routing.per_token or not routing.per_row:
             return False
         taken = self._shared_ranks + routing.indices.shape[-1] * self.slots.shape[1]
-        return 2 * taken <= len(self.expert_of)
+        return 2 * taken <= len(self.owner("down"))
 
     def _chosen(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """Return the ranks each row takes, (B, N), and their weights, (B, 1, N)."""
@@ -295,15 +199,6 @@ class LoRABank(Bank):
         full = torch.cat([full.new_ones(shared.shape), full], dim=1) * self._ranks.scale(full.dtype)[ranks]
         return ranks, full.unsqueeze(1)
 
-    def _add_heads(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor, routing: Routing) -> Tensor:
-        """Give each of H equal slices of the output its own weights."""
-        weights = functional.pad(routing.dense(), (1, 0), value=1.0).index_select(-1, self.expert_of + 1)
-        heads = weights.shape[2]
-        self._check_heads(heads, self.site.out_features)
-        weighted = (x @ down.T).unsqueeze(2) * (weights * self._ranks.scale(weights.dtype)).to(y.dtype)
-        slices = rearrange(up, "r (h f) -> h r f", h=heads)
-        return y + rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
-
     def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
         """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
         experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
@@ -315,7 +210,7 @@ class LoRABank(Bank):
             )
         weights = routing.dense()[:, 0].to(y.dtype)
         heads = weights.shape[1]
-        self._check_heads(heads, self.site.in_features, self.site.out_features)
+        self.check_heads(heads, self.site.in_features, self.site.out_features)
         down = torch.stack([self._live(a.name, "down") for a in experts]).to(y.dtype)
         up = torch.stack([self._live(a.name, "up") for a in experts]).to(y.dtype)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
@@ -325,18 +220,11 @@ class LoRABank(Bank):
         if not self._shared_ranks:
             return y
         shared = self._ranks.scale(y.dtype)[: self._shared_ranks]
-        down, up = (self._stack(side)[: self._shared_ranks].to(y.dtype) for side in ("down", "up"))
+        down, up = (self.stack(side)[: self._shared_ranks].to(y.dtype) for side in ("down", "up"))
         return y + (x @ down.T) * shared @ up
 
-    def _check_heads(self, heads: int, *widths: int) -> None:
-        if any(width % heads for width in widths):
-            raise ValueError(
-                f"{self.site.path}: {heads} routing heads do not divide its widths {widths}; choose a number that does"
-            )
-
     def _live(self, name: str, side: str) -> Tensor:
-        part, rows = self._rows(name)
-        return self._part(part, side)[rows]
+        return self._slice(self._part_of(name), name, side)
 
 
 def _experts(routing: Routing | None) -> Tensor | None:

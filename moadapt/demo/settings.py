@@ -9,9 +9,10 @@ from peft import LoraConfig
 from moadapt.adapters import LoRA
 from moadapt.bases import load_base
 from moadapt.mixture import MixtureSpec
+from moadapt.placement import Placement
 from moadapt.registry import DATASETS, ROUTERS
 from moadapt.routing import RouterSpec
-from moadapt.sites import Placement, anatomy
+from moadapt.sites import anatomy
 from moadapt.specs import bind
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
 from moadapt.training.module import TaskModule
@@ -98,8 +99,7 @@ class DemoSettings:
             spec: The mixture.
         """
         base, _ = load_base(self.base)
-        found = anatomy(base)
-        sites = found.place(spec.placement)
+        sites = spec.placement.sites(anatomy(base), LoRA())
         width = sum(site.in_features + site.out_features for site in sites)
         rank = self.shared_rank + self.rank * len(spec.experts)
         routers = _router_parameters(base, spec)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from moadapt.adapters.family import Bank, Delta
 from moadapt.merging.calibration import Batch, Moments, relative_error
@@ -157,9 +158,16 @@ def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
             f"{path} shares its weight ({', '.join(tied)}); merging would change both; untie the base first"
         )
     exact = torch.promote_types(weight.dtype, torch.float32)
-    change = sum((delta.weight().to(exact) for delta in deltas), torch.zeros_like(weight, dtype=exact))
+    change = sum(_as_stored(module, delta.weight()).to(exact) for delta in deltas)
     module.weight = nn.Parameter((weight.detach().to(exact) + change).to(weight.dtype))
     biases = [delta.bias for delta in deltas if delta.bias is not None]
     if biases:
         old = torch.zeros_like(biases[0]) if module.bias is None else module.bias.detach()
         module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(weight.dtype))
+
+
+def _as_stored(module: nn.Module, change: Tensor) -> Tensor:
+    """Turn a weight change (F, D) the way round that a module keeps its weight."""
+    if isinstance(module, (Conv1D, nn.Embedding)):
+        return change.T
+    return change.view(module.weight.shape) if isinstance(module, nn.Conv2d) else change

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from moadapt.adapters.family import FamilySpec
 from moadapt.attaching import attach
 from moadapt.mixture import Mixture
+from moadapt.placement import Placement
 from moadapt.routing import RouterSpec
-from moadapt.sites import Placement
 from moadapt.storage import load_tensors, tensors
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
@@ -99,10 +99,11 @@ class MixtureModule(TaskModule):
         """Return shared and expert parameters with the tower of their site, and those of routers."""
         found: dict[nn.Parameter, Role] = {}
         for site, bank in self.mixture.banks():
-            stacked = bank.expert_rows()
+            stacked, rates, undecayed = bank.expert_rows(), bank.rates(), bank.undecayed()
             for name, parameter in bank.named_parameters():
                 if parameter.requires_grad:
-                    found[parameter] = Role(site.tower, "expert" if name in stacked else "shared")
+                    kind = "expert" if name in stacked else "shared"
+                    found[parameter] = Role(site.tower, kind, rates.get(name, 1.0), name not in undecayed)
         return found | {p: Role(ROUTER, ROUTER) for p in self.mixture.routers.parameters() if p.requires_grad}
 
     def stacks(self) -> list[dict[nn.Parameter, Tensor]]:

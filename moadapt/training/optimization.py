@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from moadapt.sites import TOWERS
+from moadapt.towers import TOWERS
 
 ROUTER = "router"
 
@@ -80,10 +80,14 @@ class Role:
     Args:
         tower: The tower of its site, or `router`.
         kind: `shared`, `expert` or `router`; for a plain peft model `adapter`.
+        factor: Of its tower's learning rate.
+        decays: Whether weight decay may act on it, if it is no vector.
     """
 
     tower: str
     kind: str
+    factor: float = 1.0
+    decays: bool = True
 
 
 def parameter_groups(roles: Mapping[nn.Parameter, Role], settings: Optimization) -> list[dict[str, Any]]:
@@ -98,9 +102,11 @@ def parameter_groups(roles: Mapping[nn.Parameter, Role], settings: Optimization)
     """
     groups: dict[str, dict[str, Any]] = {}
     for parameter, role in roles.items():
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-        name = "/".join(dict.fromkeys([role.tower, role.kind])) + ("" if parameter.ndim > 1 else "/vectors")
-        fresh = {"params": [], "lr": settings.rate(role.tower), "weight_decay": decay, "name": name}
+        decays = role.decays and parameter.ndim > 1
+        name = "/".join(dict.fromkeys([role.tower, role.kind])) + ("" if decays else "/vectors")
+        name += "" if role.factor == 1 else f"/x{role.factor:g}"
+        rate, decay = settings.rate(role.tower) * role.factor, settings.weight_decay if decays else 0.0
+        fresh = {"params": [], "lr": rate, "weight_decay": decay, "name": name}
         groups.setdefault(name, fresh)["params"].append(parameter)
     return list(groups.values())
 

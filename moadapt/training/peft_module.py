@@ -7,7 +7,8 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moadapt.sites import Tower, anatomy
+from moadapt.sites import anatomy
+from moadapt.towers import Tower
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
 from moadapt.training.optimization import Optimization, Role

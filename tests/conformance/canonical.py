@@ -20,9 +20,27 @@ LANGUAGE = Placement()
 EVERYWHERE = Placement(towers=("vision", "connector", "language"))
 PLACEMENTS = {"language": LANGUAGE, "everywhere": EVERYWHERE}
 FAMILY_PARAMS = [pytest.param(family, id=name) for name, family in FAMILIES]
-ROUTING_NAMES = (
-    "constant", "task", "sequence_dense", "sequence_sparse", "token_dense", "token_sparse", "heads", "blended"
-)  # fmt: skip
+ROUTINGS: dict[str, frozenset[str]] = {  # what a family must take, see `FamilySpec.routes`
+    "constant": frozenset(),
+    "task": frozenset({"row"}),
+    "sequence_dense": frozenset({"row"}),
+    "sequence_sparse": frozenset({"row"}),
+    "token_dense": frozenset({"row", "token"}),
+    "token_sparse": frozenset({"row", "token"}),
+    "heads": frozenset({"row", "heads"}),
+    "blended": frozenset({"row", "heads", "parameters"}),
+}
+ROUTING_NAMES = tuple(ROUTINGS)
+
+
+def family_cases(*, legal: bool = True) -> list[Any]:
+    """Parameters (family, name of a routing): those that go together, or those that do not."""
+    return [
+        pytest.param(family, routing, id=f"{name}-{routing}")
+        for name, family in FAMILIES
+        for routing, asked in ROUTINGS.items()
+        if (asked <= family.routes) is legal
+    ]
 
 
 def routing_value(

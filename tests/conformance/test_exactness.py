@@ -14,6 +14,7 @@ from moadapt.sites import Site
 
 ROWS, TOKENS, WIDTH, OUT, EXPERTS = 4, 5, 6, 8, 6
 SITE = Site("block.q_proj", "language", "attention", 0, WIDTH, OUT)
+MODULE = torch.nn.Linear(WIDTH, OUT)
 RANKS = (1, 3, 2, 1, 2, 3)
 WEIGHTS_OF = {
     "constant": (1, 1, 1),
@@ -32,7 +33,7 @@ def bank_of(*, shared: bool, ranks: Sequence[int] = RANKS, absent: int | None = 
         for i, rank in enumerate(ranks)
         if i != absent
     ]
-    bank = LoRABank(SITE, adapters).double()
+    bank = LoRABank(SITE, adapters, MODULE).double()
     for parameter in bank.parameters():
         torch.nn.init.normal_(parameter)
     return bank
@@ -114,7 +115,7 @@ def test_blended_parameters_equal_the_loop(heads: int) -> None:
     bank = bank_of(shared=False, ranks=[2] * EXPERTS)
     for name in bank.names:  # one scale, as blending asks
         assert name.startswith("e")
-    bank = LoRABank(SITE, [Adapter(f"e{i}", LoRA(rank=2, alpha=3), i) for i in range(EXPERTS)]).double()
+    bank = LoRABank(SITE, [Adapter(f"e{i}", LoRA(rank=2, alpha=3), i) for i in range(EXPERTS)], MODULE).double()
     for parameter in bank.parameters():
         torch.nn.init.normal_(parameter)
     x, weights = leaf_input(), torch.rand(ROWS, 1, heads, EXPERTS, dtype=torch.float64)

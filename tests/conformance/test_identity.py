@@ -7,12 +7,11 @@ from moadapt import RouterSpec
 from moadapt.adapters import FamilySpec
 from tests.conformance.canonical import (
     EVERYWHERE,
-    FAMILY_PARAMS,
     LANGUAGE,
-    ROUTING_NAMES,
     TASKS,
     Given,
     Placement,
+    family_cases,
     make,
     router_cases,
     routing_value,
@@ -21,8 +20,7 @@ from tests.models import llava_batch, tiny_llava
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ROUTING_NAMES)
-@pytest.mark.parametrize("family", FAMILY_PARAMS)
+@pytest.mark.parametrize(("family", "name"), family_cases())
 def test_fresh_adapters_change_nothing(family: type[FamilySpec], name: str, dtype: torch.dtype) -> None:
     batch = llava_batch()
     tokens = batch["input_ids"].shape[1]

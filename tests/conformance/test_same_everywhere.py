@@ -13,12 +13,11 @@ from moadapt.adapters import FamilySpec
 from moadapt_routers import ByTask
 from tests.conformance.canonical import (
     EVERYWHERE,
-    FAMILY_PARAMS,
     LANGUAGE,
-    ROUTING_NAMES,
     TASKS,
     Given,
     Placement,
+    family_cases,
     make,
     router_cases,
     router_specs,
@@ -61,8 +60,7 @@ def test_checkpointing_a_routed_mixture_gives_the_same_step(router: RouterSpec, 
     assert mixture.context.call is None
 
 
-@pytest.mark.parametrize("name", ROUTING_NAMES)
-@pytest.mark.parametrize("family", FAMILY_PARAMS)
+@pytest.mark.parametrize(("family", "name"), family_cases())
 def test_checkpointing_a_family_gives_the_same_step(family: type[FamilySpec], name: str) -> None:
     tokens = llava_batch()["input_ids"].shape[1]
     router = Given(value=routing_value(name, rows=3, tokens=tokens))
@@ -136,8 +134,7 @@ def test_a_compiled_mixture_gives_the_same_step(router: RouterSpec, placement: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ROUTING_NAMES)
-@pytest.mark.parametrize("family", FAMILY_PARAMS)
+@pytest.mark.parametrize(("family", "name"), family_cases())
 def test_a_compiled_family_gives_the_same_step(family: type[FamilySpec], name: str) -> None:
     router = Given(value=routing_value(name, rows=3, tokens=llava_batch()["input_ids"].shape[1]))
     assert_compiled_same(make(router, LANGUAGE, family=family), "aot_eager")

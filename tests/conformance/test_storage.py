@@ -122,9 +122,9 @@ def test_a_spec_from_a_file_is_found_again(tmp_path: Path) -> None:
     file.write_text(
         "from dataclasses import dataclass\nfrom moadapt.adapters import FamilySpec, LoRA\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Own(FamilySpec):\n    width: int = 3\n"
-        "    @classmethod\n    def bank(cls, site, adapters):\n"
+        "    @classmethod\n    def bank(cls, site, adapters, module):\n"
         "        from dataclasses import replace\n"
-        "        return LoRA.bank(site, [replace(a, spec=LoRA(rank=a.spec.width)) for a in adapters])\n"
+        "        return LoRA.bank(site, [replace(a, spec=LoRA(rank=a.spec.width)) for a in adapters], module)\n"
     )
     mixture = attach(
         tiny_llava(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moadapt.call import Call, Request, check_prompt, images_match_rows, prompt_tokens, read_call
+from moadapt.call import Call, Request, check_filled, check_prompt, images_match_rows, prompt_tokens, read_call
 from tests.models import IMAGE_TOKEN, PATCHES, llava_batch, padded, prompt_of, uneven_images
 
 PROMPT, ANSWER = 5, 4
@@ -169,18 +169,18 @@ def test_without_image_tokens_only_the_numbers_are_compared() -> None:
 def test_labels_on_the_prompt_are_refused() -> None:
     prompt, labels = torch.tensor([[True, True, False]] * 2), torch.full((2, 3), -100)
     labels[:, 2] = 7
-    check_prompt(prompt, labels)
-    check_prompt(prompt, None)
-    check_prompt(prompt, torch.tensor([0, 1]))  # of a classifier
+    check_prompt(prompt, labels, "a router")
+    check_prompt(prompt, None, "a router")
+    check_prompt(prompt, torch.tensor([0, 1]), "a router")  # of a classifier
     labels[1, 1] = 7
     with pytest.raises(ValueError, match=r"labels lie on prompt tokens.*-100 on the prompt or pass a smaller prompt_m"):
-        check_prompt(prompt, labels)
+        check_prompt(prompt, labels, "a router")
 
 
 def test_rows_without_a_prompt_are_refused_by_number() -> None:
     prompt = torch.tensor([[True, False], [False, False], [False, True], [False, False]])
     with pytest.raises(ValueError, match=r'rows \[1, 3\] have no prompt token.*prompt_mask or use scope="token"'):
-        check_prompt(prompt, None)
+        check_filled(prompt)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.conformance.canonical import ROUTING_NAMES, routing_value
 
 ROWS, TOKENS, WIDE, NARROW = 4, 5, 12, 8
 SITE = Site("blocks.0.linear", "language", "attention", 0, WIDE, NARROW)
+MODULE = nn.Linear(WIDE, NARROW)
 RAGGED = {
     "shared": LoRA(rank=3, alpha=5.0),
     "a": LoRA(rank=2),
@@ -61,7 +62,7 @@ def build(specs: dict[str, LoRA], absent: tuple[str, ...] = (), frozen: tuple[st
         for name, spec in specs.items()
         if name not in absent
     ]
-    bank = LoRABank(SITE, adapters).double()
+    bank = LoRABank(SITE, adapters, MODULE).double()
     for name in frozen:
         bank.freeze(name)
     for parameter in bank.parameters():
@@ -243,7 +244,7 @@ def test_a_linear_layer_taken_along_gives_the_same_step(name: str, bias: bool) -
     x = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64, requires_grad=True)
     leaves = [x, routing.weights, *bank.parameters()]
     into = torch.randn(ROWS, TOKENS, NARROW, dtype=torch.float64)
-    together, apart = bank.adapt(linear, x, routing), bank.add_to(linear(x), x, routing)
+    together, apart = bank.adapt(linear, x, routing, None), bank.add_to(linear(x), x, routing)
     assert_equal(together, apart, "output")
     for found, expected in zip(*(torch.autograd.grad(out, leaves, into) for out in (together, apart)), strict=True):
         assert_equal(found, expected, "gradient")
@@ -269,7 +270,7 @@ def test_a_layer_that_others_change_is_run_by_itself(why: str) -> None:
     routing = routing_value("constant", rows=1, tokens=1, experts=6, dtype=torch.float64)
     x = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64)
     with torch.set_grad_enabled(why != "no gradient"):
-        out = bank.adapt(linear, x, routing)
+        out = bank.adapt(linear, x, routing, None)
     torch.testing.assert_close(out, linear(x) + bank(x, torch.zeros_like(out), routing))
     if why.startswith("trained"):
         out.sum().backward()
@@ -342,11 +343,11 @@ def test_values_out_of_range_are_refused(given: dict[str, Any]) -> None:
 def test_dropouts_that_differ_at_a_site_are_refused() -> None:
     adapters = [Adapter("a", LoRA(dropout=0.1), 0), Adapter("b", LoRA(dropout=0.2), 1)]
     with pytest.raises(ValueError, match=r"blocks\.0\.linear: LoRAs of one site share a dropout mask.*0\.1, 0\.2"):
-        LoRA.bank(SITE, adapters)
+        LoRA.bank(SITE, adapters, MODULE)
 
 
 def test_fresh_factors_start_as_the_method_says() -> None:
-    bank = LoRA.bank(SITE, [Adapter("a", LoRA(rank=500), 0)])
+    bank = LoRA.bank(SITE, [Adapter("a", LoRA(rank=500), 0)], MODULE)
     state = bank.state("a")
     bound = 1 / math.sqrt(WIDE)
     assert not state["up"].any()
@@ -356,7 +357,7 @@ def test_fresh_factors_start_as_the_method_says() -> None:
 
 def test_growing_and_merging_stay_on_the_device_of_the_bank() -> None:
     """The meta device refuses tensors of another device as any accelerator does."""
-    bank = LoRABank(SITE, [Adapter("shared", LoRA(rank=3), None), Adapter("a", LoRA(rank=2), 0)]).to("meta")
+    bank = LoRABank(SITE, [Adapter("shared", LoRA(rank=3), None), Adapter("a", LoRA(rank=2), 0)], MODULE).to("meta")
     bank.grow(Adapter("b", LoRA(rank=4), 1))
     delta = bank.delta(torch.tensor([0.5, 2.0]))
     assert {tensor.device.type for tensor in (delta.down, delta.up, *bank.parameters(), *bank.buffers())} == {"meta"}

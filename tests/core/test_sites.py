@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from moadapt import Placement, RouterSpec, anatomy, attach
 from moadapt.adapters import LoRA
-from moadapt.sites import KINDS, TOWERS, Anatomy, Site
+from moadapt.sites import KINDS, Anatomy, Site
+from moadapt.towers import TOWERS
 from moadapt_routers import ByTask, Constant, Softmax, TopK
 from tests.conformance.canonical import EVERYWHERE, label, make, router_specs
 from tests.core.zoo import ZOO, build
@@ -55,6 +56,11 @@ def paths_of(sites: tuple[Site, ...]) -> set[str]:
     return {site.path for site in sites}
 
 
+def place(parts: Anatomy, placement: Placement) -> tuple[Site, ...]:
+    """Where LoRAs sit."""
+    return placement.sites(parts, LoRA())
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_towers_and_their_depth_are_found(name: str) -> None:
     towers = found(name).towers
@@ -83,7 +89,7 @@ def test_every_linear_of_a_tower_is_a_site_of_one_tower(name: str) -> None:
         for path, module in base.named_modules()
         if isinstance(module, nn.Linear) and path.rpartition(".")[0] not in kernels
     }
-    sites = [*parts.sites, *parts.unread]
+    sites = [*parts.of_form("linear"), *(site for site in parts.unread if site.form == "linear")]
     assert len({site.path for site in sites}) == len(sites)
     assert linears.keys() - paths_of(tuple(sites)) <= {"lm_head"}
     assert paths_of(tuple(sites)) <= linears.keys()
@@ -97,13 +103,13 @@ def test_every_linear_of_a_tower_is_a_site_of_one_tower(name: str) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_sites_in_blocks_are_attention_or_mlp(name: str) -> None:
     parts = found(name)
-    for site in parts.sites:
+    for site in parts.of_form("linear"):
         if site.tower == "connector":
             assert site.kind == "projector"
         else:
             assert (site.kind in ("attention", "mlp")) is (site.layer is not None), site
     for tower in parts.towers:
-        layers = Counter((site.layer, site.kind) for site in parts.sites if site.tower == tower.name)
+        layers = Counter((site.layer, site.kind) for site in parts.of_form("linear") if site.tower == tower.name)
         for layer in range(tower.num_read):
             assert layers[layer, "attention"] >= 2
             assert layers[layer, "mlp"] >= 2
@@ -126,7 +132,7 @@ def test_sites_in_blocks_are_attention_or_mlp(name: str) -> None:
 )
 def test_kinds_are_told_by_the_modules_around(name: str, kinds: dict[str, set[str]]) -> None:
     names: dict[str, set[str]] = {}
-    for site in found(name).sites:
+    for site in found(name).of_form("linear"):
         names.setdefault(site.kind, set()).add(site.path.rsplit(".", 1)[-1])
     assert names == kinds
 
@@ -137,7 +143,7 @@ def test_blocks_behind_the_features_that_are_read_get_no_site(layer: Any, read: 
     base.config.vision_feature_layer = layer
     parts = anatomy(base)
     assert parts.tower("vision").num_read == read
-    chosen = {site.layer for site in parts.place(Placement(towers=("vision",)))}
+    chosen = {site.layer for site in place(parts, Placement(towers=("vision",)))}
     assert chosen == set(range(read))
     assert {site.layer for site in parts.unread} == set(range(read, 3))
 
@@ -151,9 +157,9 @@ def test_a_tower_that_a_base_has_not_is_refused() -> None:
 def test_by_default_adapters_sit_in_the_language_tower(name: str) -> None:
     parts = found(name)
     tower = "vision" if name in VISION_ONLY else "language"
-    expected = {s.path for s in parts.sites if s.tower == tower and s.kind in ("attention", "mlp")}
+    expected = {s.path for s in parts.of_form("linear") if s.tower == tower and s.kind in ("attention", "mlp")}
     assert expected
-    assert paths_of(parts.place(Placement())) == expected
+    assert paths_of(place(parts, Placement())) == expected
 
 
 @pytest.mark.parametrize(
@@ -166,8 +172,8 @@ def test_by_default_adapters_sit_in_the_language_tower(name: str) -> None:
 def test_depths_that_meet_share_no_block_and_leave_none_out(name: str, cut: float) -> None:
     parts = found(name)
     towers = tuple(BLOCKS[name])
-    lower, upper = (parts.place(Placement(towers=towers, depth=depth)) for depth in ((0.0, cut), (cut, 1.0)))
-    assert paths_of(lower) | paths_of(upper) == paths_of(parts.place(Placement(towers=towers)))
+    lower, upper = (place(parts, Placement(towers=towers, depth=depth)) for depth in ((0.0, cut), (cut, 1.0)))
+    assert paths_of(lower) | paths_of(upper) == paths_of(place(parts, Placement(towers=towers)))
     for tower, count in BLOCKS[name].items():
         low, high = ({s.layer for s in sites if s.tower == tower} for sites in (lower, upper))
         read = set(range(parts.tower(tower).num_read))
@@ -181,20 +187,20 @@ def test_depths_that_meet_share_no_block_and_leave_none_out(name: str, cut: floa
     ids=str,
 )
 def test_a_depth_chooses_blocks_that_begin_in_it(depth: tuple[float, float], layers: set[int]) -> None:
-    assert {site.layer for site in found("vit").place(Placement(depth=depth))} == layers
+    assert {site.layer for site in place(found("vit"), Placement(depth=depth))} == layers
 
 
 def test_kinds_choose_sites_in_blocks_and_leave_a_connector_whole() -> None:
     parts = found("llava")
     for kind in ("attention", "mlp"):
-        chosen = parts.place(Placement(towers=TOWERS, kinds=(kind,)))
+        chosen = place(parts, Placement(towers=TOWERS, kinds=(kind,)))
         assert {site.kind for site in chosen} == {kind, "projector"}
-    assert {s.tower for s in parts.place(Placement(towers=TOWERS, kinds=("projector",)))} == {"connector"}
-    assert {s.path for s in found("llama").place(Placement(kinds=("other",)))} == {"lm_head"}
+    assert {s.tower for s in place(parts, Placement(towers=TOWERS, kinds=("projector",)))} == {"connector"}
+    assert {s.path for s in place(found("llama"), Placement(kinds=("other",)))} == {"lm_head"}
 
 
 def test_a_depth_leaves_sites_outside_the_blocks() -> None:
-    lower = found("llava").place(Placement(towers=("connector", "language"), depth=(0, 0.5)))
+    lower = place(found("llava"), Placement(towers=("connector", "language"), depth=(0, 0.5)))
     assert {site.layer for site in lower} == {None, 0}
 
 
@@ -211,14 +217,14 @@ def test_a_depth_leaves_sites_outside_the_blocks() -> None:
     ],
 )
 def test_modules_are_named_by_whole_parts_of_their_path(modules: tuple[str, ...], expected: set[str]) -> None:
-    assert paths_of(found("llava").place(Placement(modules=modules))) == expected
+    assert paths_of(place(found("llava"), Placement(modules=modules))) == expected
 
 
 def test_modules_are_looked_for_in_the_chosen_towers() -> None:
     parts = found("llava")
-    chosen = parts.place(Placement(towers=("vision",), modules=("q_proj",), kinds=("mlp",)))  # a name says the kind
+    chosen = place(parts, Placement(towers=("vision",), modules=("q_proj",), kinds=("mlp",)))  # a name says the kind
     assert paths_of(chosen) == {f"model.vision_tower.encoder.layers.{i}.self_attn.q_proj" for i in range(2)}
-    both = parts.place(Placement(towers=("vision", "language"), modules=("q_proj",)))
+    both = place(parts, Placement(towers=("vision", "language"), modules=("q_proj",)))
     assert Counter(site.tower for site in both) == {"vision": 2, "language": 2}
 
 
@@ -237,20 +243,20 @@ def test_modules_are_looked_for_in_the_chosen_towers() -> None:
 )
 def test_a_placement_without_a_site_is_refused_with_what_there_is(placement: Placement, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        found("llava").place(placement)
+        place(found("llava"), placement)
 
 
 @pytest.mark.parametrize(("name", "tower"), [("llama", "vision"), ("vit", "language"), ("gemma3", "connector")])
 def test_a_tower_without_a_site_is_refused(name: str, tower: str) -> None:
     with pytest.raises(ValueError, match=rf"towers=\('{tower}',\).* matches no site of this base"):
-        found(name).place(Placement(towers=(tower,)))
+        place(found(name), Placement(towers=(tower,)))
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"towers": ("eyes", "language", "ears")}, "placement names eyes, ears; choose from vision, connector, lang"),
-        ({"kinds": ("heads",)}, "placement names heads; choose from attention, mlp, projector, other"),
+        ({"kinds": ("heads",)}, "placement names heads; choose from attention, mlp, projector, experts"),
         ({"depth": (0.5, 0.5)}, r"placement depth is \(0.5, 0.5\); give two fractions with 0 <= first < last <= 1"),
         ({"depth": (0.9, 0.1)}, "give two fractions"),
         ({"depth": (-0.1, 1)}, "give two fractions"),
@@ -269,7 +275,7 @@ def test_every_site_can_carry_an_adapter_and_gives_the_base_back(name: str) -> N
     base = build(name)
     modules = {path: id(module) for path, module in base.named_modules()}
     mixture = attach(base, shared=LoRA(rank=1), placement=ALL)
-    assert {site.path for site, _ in mixture.banks()} == paths_of(mixture.anatomy.sites)
+    assert {site.path for site, _ in mixture.banks()} == paths_of(mixture.anatomy.of_form("linear"))
     assert {path: id(module) for path, module in mixture.detach().named_modules()} == modules
 
 
@@ -374,17 +380,23 @@ def test_a_linear_that_a_kernel_reads_past_is_no_site() -> None:
     base = build("llava_onevision")
     kernels = [path for path, module in base.named_modules() if isinstance(module, nn.MultiheadAttention)]
     assert kernels
-    assert not {f"{path}.out_proj" for path in kernels} & paths_of(anatomy(base).sites)
+    assert not {f"{path}.out_proj" for path in kernels} & paths_of(anatomy(base).of_form("linear"))
 
 
-def test_a_base_without_linears_in_its_blocks_is_refused() -> None:
-    base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=67, n_positions=64))
-    with pytest.raises(ValueError, match=r"no block holds an nn\.Linear, and other layers such as Conv1D are not"):
-        attach(base, shared=LoRA())
-    outside = Placement(kinds=("other",))
-    with pytest.raises(ValueError, match=r"the language tower, but GPT2LMHeadModel has no block.*such as Conv1D"):
-        attach(base, experts={"a": LoRA(), "b": LoRA()}, router=TopK(per="model"), placement=outside)
-    attach(base, shared=LoRA(), placement=outside)
+def test_linears_that_are_stored_the_other_way_round_are_sites() -> None:
+    base = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=67, n_positions=64)).eval()
+    sites = {site.path: site for site in place(anatomy(base), Placement())}
+    assert {(path.rsplit(".", 2)[-2], sites[path].kind) for path in sites} == {("attn", "attention"), ("mlp", "mlp")}
+    fused = sites["transformer.h.0.attn.c_attn"]
+    assert (fused.in_features, fused.out_features) == (32, 96)
+    mixture = attach(base, experts={"a": LoRA(), "b": LoRA()}, router=ByTask())
+    for _, parameter in mixture.named_adapter_parameters():
+        nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        expected = mixture(input_ids=ids, task="b").logits
+        merged, _ = mixture.merge("task", task="b")
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("per", ["model", "tower", "layer", "site"])

@@ -62,7 +62,7 @@ def test_every_number_comes_back_exactly(spec: Any, registry: Registry) -> None:
 
 def test_json_holds_the_name_and_plain_values() -> None:
     stored = to_json(LoRA(placement=Placement(depth=(0.5, 1.0), modules=("q_proj",))), FAMILIES)
-    placement = {"towers": None, "kinds": ["attention", "mlp"], "depth": [0.5, 1.0], "modules": ["q_proj"]}
+    placement = {"towers": None, "kinds": None, "depth": [0.5, 1.0], "modules": ["q_proj"]}
     assert stored["name"] == "lora"
     assert stored["placement"] == placement
     assert stored == {"name": "lora", **fields_of(LoRA()), "placement": placement}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters import LoRA
+from moadapt.placement import Placement
 from moadapt.routing import RouterSpec
-from moadapt.sites import Placement
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
 from moadapt.training.loss import answer_logits
 from moadapt.training.module import TaskModule

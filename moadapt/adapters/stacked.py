@@ -1,0 +1,283 @@
+"""Banks that stack the tensors of their adapters along the first axis.
+
+Shared and expert adapters, trained and frozen ones, are separate parameters, such as `shared_down` and `expert_down`,
+so that an optimiser never moves what has no gradient. Adapters may have different numbers of rows.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moadapt.adapters.family import Adapter, Bank
+from moadapt.call import Call
+from moadapt.routing import Routing
+from moadapt.sites import Site
+
+PARTS = ("shared", "shared_frozen", "expert", "frozen")  # what every input uses comes first
+
+
+class StackedBank(Bank):
+    """All adapters of one family at one site, each tensor stacked along its first axis.
+
+    Args:
+        site: Where.
+        adapters: Shared first, then experts.
+        module: The frozen module there.
+    """
+
+    tensors: ClassVar[tuple[str, ...]]
+    """Names of an adapter's tensors."""
+    vectors: ClassVar[frozenset[str]] = frozenset()
+    """Those among them that weight decay leaves alone."""
+
+    def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
+        super().__init__()
+        self.site = site
+        self._module = (module,)  # in a tuple, so that it is no submodule
+        self._adapters: dict[str, list[Adapter]] = {part: [] for part in PARTS}
+        self._sizes: dict[str, dict[str, int]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for part in PARTS:
+            for name in self.tensors:
+                self.register_parameter(f"{part}_{name}", None)
+        for name in self.tensors:
+            self.register_buffer(f"owner_{name}", torch.empty(0, dtype=torch.long), persistent=False)
+        self._extend("shared", [a for a in adapters if a.expert is None])
+        self._extend("expert", [a for a in adapters if a.expert is not None])
+
+    @abstractmethod
+    def fresh(self, spec: Any) -> dict[str, Tensor]:
+        """Return the tensors of an untrained adapter, each with a leading axis to stack along.
+
+        Args:
+            spec: What the user wrote.
+        """
+
+    @abstractmethod
+    def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
+        """Return the delta.
+
+        Args:
+            x: Input of the site, with row and token axes.
+            y: The frozen output there, likewise.
+            weights: Weight of the shared adapter, always 1, then those of the experts, (B|1, T|1, H|1, 1 + E).
+            call: The pass that this is part of.
+        """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in stacking order."""
+        return tuple(adapter.name for adapter in self._in_order())
+
+    def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
+        """Return the delta, shaped as `y`."""
+        if not self.names:
+            return torch.zeros_like(y)
+        flat = y.ndim == 2
+        if flat:
+            x, y = x.unsqueeze(0), y.unsqueeze(0)
+        delta = self.change(x, y, all_weights(routing, y), call)
+        return delta.squeeze(0) if flat else delta
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of one adapter."""
+        part = self._part_of(name)
+        return {tensor: self._slice(part, name, tensor).detach().clone() for tensor in self.tensors}
+
+    def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of one adapter in."""
+        part = self._part_of(name)
+        for tensor in self.tensors:
+            own = self._slice(part, name, tensor).detach()
+            if tensor not in tensors or tensors[tensor].shape != own.shape:
+                got = {key: tuple(value.shape) for key, value in tensors.items()}
+                raise ValueError(
+                    f"{self.site.path}: adapter {name!r} needs {tensor} of shape {tuple(own.shape)}, got {got}"
+                )
+            own.copy_(tensors[tensor])
+
+    def grow(self, adapter: Adapter) -> None:
+        """Append one expert to the stack."""
+        self._extend("expert", [adapter])
+
+    def trim(self, keep: Sequence[str]) -> None:
+        """Drop the experts that are not in `keep`; the kept ones are renumbered in its order."""
+        states = {name: self.state(name) for name in self.names}
+        for part in ("expert", "frozen"):
+            kept = sorted((a for a in self._adapters[part] if a.name in keep), key=lambda a: keep.index(a.name))
+            renumbered = [Adapter(a.name, a.spec, keep.index(a.name)) for a in kept]
+            self._set(part, renumbered, [states[adapter.name] for adapter in kept])
+        self._index()
+
+    def freeze(self, name: str) -> None:
+        """Move one adapter to the frozen stack of its kind."""
+        part = self._part_of(name)
+        if part in ("shared_frozen", "frozen"):
+            return
+        target = "shared_frozen" if part == "shared" else "frozen"
+        stay = [adapter for adapter in self._adapters[part] if adapter.name != name]
+        frozen = [*self._adapters[target], *(a for a in self._adapters[part] if a.name == name)]
+        states = {n: self.state(n) for n in self.names}
+        self._set(target, frozen, [states[adapter.name] for adapter in frozen])
+        self._set(part, stay, [states[adapter.name] for adapter in stay])
+        self._index()
+
+    def expert_rows(self) -> dict[str, Tensor]:
+        """Return the expert of every row of the expert stacks."""
+        if not self._adapters["expert"]:
+            return {}
+        return {f"expert_{tensor}": self._owners(tensor, ("expert",)) for tensor in self.tensors}
+
+    def undecayed(self) -> frozenset[str]:
+        """Return the parameters of tensors that are vectors."""
+        return frozenset(f"{part}_{tensor}" for part in PARTS for tensor in self.vectors)
+
+    def stack(self, tensor: str) -> Tensor:
+        """Return a tensor of all adapters, shared first, stacked along its first axis."""
+        found = [getattr(self, f"{part}_{tensor}") for part in PARTS]
+        parts = [part for part in found if part is not None]
+        if not parts:
+            return torch.empty(0, *self._shapes.get(tensor, ()), device=self.owner(tensor).device)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def owner(self, tensor: str) -> Tensor:
+        """Return whose each stacked row is: the index of its expert, -1 for the shared adapter, (R,)."""
+        found = getattr(self, f"owner_{tensor}")
+        assert isinstance(found, Tensor), "a buffer"
+        return found
+
+    def spread(self, weights: Tensor, tensor: str) -> Tensor:
+        """Return the weight of each stacked row.
+
+        Args:
+            weights: As `change` gets them.
+            tensor: Whose rows.
+
+        Returns:
+            (B|1, T|1, H|1, R).
+        """
+        absent = int(self._most) + 2 - weights.shape[-1]  # a routing may know fewer experts than were grown
+        return functional.pad(weights, (0, max(0, absent))).index_select(-1, self.owner(tensor) + 1)
+
+    def weigh(self, weights: Tensor, vectors: Tensor) -> Tensor:
+        """Return weighted sums of vectors, in which each of H equal slices of the vectors has weights of its own.
+
+        Args:
+            weights: (B|1, T|1, H, R).
+            vectors: (R, F).
+
+        Returns:
+            (B|1, T|1, F).
+
+        Raises:
+            ValueError: H does not divide F.
+        """
+        heads = weights.shape[2]
+        if heads == 1:
+            return weights[:, :, 0].to(vectors.dtype) @ vectors
+        self.check_heads(heads, vectors.shape[-1])
+        slices = rearrange(vectors, "r (h f) -> h r f", h=heads)
+        return rearrange(torch.einsum("bthr,hrf->bthf", weights.to(vectors.dtype), slices), "b t h f -> b t (h f)")
+
+    def weigh_up(self, shrunk: Tensor, weights: Tensor, up: Tensor) -> Tensor:
+        """Weigh low-rank activations and map them up, each of H equal slices of the output with weights of its own.
+
+        Args:
+            shrunk: (B, T, R).
+            weights: (B|1, T|1, H, R).
+            up: (R, F).
+
+        Returns:
+            (B, T, F).
+
+        Raises:
+            ValueError: H does not divide F.
+        """
+        heads = weights.shape[2]
+        if heads == 1:
+            return (shrunk * weights[:, :, 0].to(shrunk.dtype)) @ up
+        self.check_heads(heads, up.shape[-1])
+        slices = rearrange(up, "r (h f) -> h r f", h=heads)
+        weighted = shrunk.unsqueeze(2) * weights.to(shrunk.dtype)
+        return rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
+
+    def check_heads(self, heads: int, *widths: int) -> None:
+        """Refuse widths that the heads of a routing do not divide.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if any(width % heads for width in widths):
+            raise ValueError(
+                f"{self.site.path}: {heads} routing heads do not divide its widths {widths}; choose a number that does"
+            )
+
+    def _in_order(self) -> list[Adapter]:
+        return [adapter for part in PARTS for adapter in self._adapters[part]]
+
+    def _extend(self, part: str, adapters: list[Adapter]) -> None:
+        """Append fresh adapters to a part of the stack."""
+        old = self._adapters[part]
+        states = [self.state(adapter.name) for adapter in old]
+        self._set(part, [*old, *adapters], [*states, *(self.fresh(adapter.spec) for adapter in adapters)])
+        self._index()
+
+    def _set(self, part: str, adapters: list[Adapter], states: list[dict[str, Tensor]]) -> None:
+        self._adapters[part] = adapters
+        like: Tensor = next(self.parameters(), torch.empty(0, device=self.owner(self.tensors[0]).device))
+        for adapter, state in zip(adapters, states, strict=True):
+            self._sizes[adapter.name] = {tensor: len(state[tensor]) for tensor in self.tensors}
+            self._shapes |= {tensor: tuple(state[tensor].shape[1:]) for tensor in self.tensors}
+        for tensor in self.tensors:
+            stacked = torch.cat([state[tensor].to(like) for state in states]) if states else None
+            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad="frozen" not in part)
+            setattr(self, f"{part}_{tensor}", parameter)
+
+    def _index(self) -> None:
+        """Rebuild the maps from stacked rows to experts."""
+        self._most = max((a.expert for a in self._in_order() if a.expert is not None), default=-1)
+        for tensor in self.tensors:
+            setattr(self, f"owner_{tensor}", self._owners(tensor, PARTS).to(self.owner(tensor).device))
+
+    def _owners(self, tensor: str, parts: Sequence[str]) -> Tensor:
+        adapters = [adapter for part in parts for adapter in self._adapters[part]]
+        owners = [-1 if adapter.expert is None else adapter.expert for adapter in adapters]
+        repeats = torch.tensor([self._sizes[adapter.name][tensor] for adapter in adapters], dtype=torch.long)
+        return torch.tensor(owners, dtype=torch.long).repeat_interleave(repeats)
+
+    def _part_of(self, name: str) -> str:
+        for part in PARTS:
+            if any(adapter.name == name for adapter in self._adapters[part]):
+                return part
+        raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
+
+    def _slice(self, part: str, name: str, tensor: str) -> Tensor:
+        start = 0
+        for adapter in self._adapters[part]:
+            stop = start + self._sizes[adapter.name][tensor]
+            if adapter.name == name:
+                return self._part(part, tensor)[start:stop]
+            start = stop
+        raise AssertionError(f"{name} is in part {part}")
+
+    def _part(self, part: str, tensor: str) -> Tensor:
+        parameter = getattr(self, f"{part}_{tensor}")
+        assert isinstance(parameter, Tensor), f"part {part} of {self.site.path} is empty"
+        return parameter
+
+
+def all_weights(routing: Routing | None, y: Tensor) -> Tensor:
+    """Return the shared adapter's weight, 1, and those of the experts, (B|1, T|1, H|1, 1 + E).
+
+    Args:
+        routing: Weights of the experts; None where there are none.
+        y: Whose device counts.
+    """
+    if routing is None:
+        return torch.ones(1, 1, 1, 1, device=y.device)
+    return functional.pad(routing.dense(), (1, 0), value=1.0)

@@ -1,0 +1,121 @@
+"""The towers of a base, vision, connector and language, and the stacks of blocks in them.
+
+They are found through transformers' own accessors and by exact attribute names, never by substring.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+TOWERS = ("vision", "connector", "language")
+_CONNECTORS = {
+    "multi_modal_projector",
+    "connector",
+    "language_projection",
+    "qformer",
+    "embed_vision",
+    "merger",
+    "deepstack_merger_list",
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One part of the base.
+
+    Args:
+        name: `vision`, `connector` or `language`.
+        path: Module path of its root.
+        blocks: Module paths of its blocks, first to last.
+        num_read: How many of the blocks can influence the output.
+    """
+
+    name: str
+    path: str
+    blocks: tuple[str, ...]
+    num_read: int
+
+
+def find_towers(base: PreTrainedModel) -> Iterator[Tower]:
+    """Find the towers of a base, connectors first, as they may lie inside other towers.
+
+    Args:
+        base: Any transformers model.
+    """
+    paths = {id(module): path for path, module in base.named_modules()}
+    vision = _vision_root(base)
+    language = None if vision is base else base if vision is None else base.get_decoder()
+    vision_path = paths.get(id(vision)) if vision is not None else None
+    connectors = [p for p in paths.values() if p and p.rsplit(".", 1)[-1] in _CONNECTORS]
+    for path in connectors:
+        if not any(path.startswith(other + ".") for other in connectors):
+            yield Tower("connector", path, (), 0)
+    if vision is not None and vision_path is not None:
+        blocks = tuple(_blocks(vision, vision_path))
+        yield Tower("vision", vision_path, blocks, _num_read(base, len(blocks)))
+    if language is not None:
+        path = paths[id(language)]
+        blocks = tuple(_blocks(language, path))
+        yield Tower("language", path, blocks, len(blocks))
+
+
+def tower_of(path: str, towers: Iterable[Tower]) -> Tower | None:
+    """Return the tower that a module belongs to, if any.
+
+    Args:
+        path: Module path.
+        towers: The first that holds it counts.
+    """
+    for tower in towers:
+        if not tower.path or path == tower.path or path.startswith(tower.path + "."):
+            return tower
+    return None
+
+
+def block_width(block: nn.Module) -> int | None:
+    """Return the width of the hidden states that enter a block, read off its first normalisation, if it has one.
+
+    Args:
+        block: One block of a tower.
+    """
+    modules = dict(block.named_modules())
+    for path in sorted(modules, key=lambda path: path.count(".")):  # norms of heads lie deeper than those of the block
+        weight = getattr(modules[path], "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1:
+            return weight.numel()
+    return None
+
+
+def has_linear(module: nn.Module) -> bool:
+    """Tell whether a module holds linear layers."""
+    return any(isinstance(each, (nn.Linear, Conv1D)) for each in module.modules())
+
+
+def _vision_root(base: PreTrainedModel) -> nn.Module | None:
+    if base.main_input_name == "pixel_values" and not hasattr(base.config, "text_config"):
+        return base
+    root = base.get_encoder("image")
+    return None if root is None or root is base else root
+
+
+def _blocks(root: nn.Module, path: str) -> Iterator[str]:
+    """Paths of the blocks in a tower's stacks, leaving out lists inside blocks and connectors."""
+    stacks: list[str] = []
+    for name, module in root.named_modules(prefix=path):
+        is_stack = isinstance(module, nn.ModuleList) and len(module) > 0 and has_linear(module[0])
+        inside = any(name.startswith(stack + ".") for stack in stacks)
+        if is_stack and not inside and name.rsplit(".", 1)[-1] not in _CONNECTORS:
+            stacks.append(name)
+            yield from (f"{name}.{i}" for i in range(len(module)))
+
+
+def _num_read(base: PreTrainedModel, count: int) -> int:
+    """How many vision blocks lie before the deepest hidden state that the model reads."""
+    read = getattr(base.config, "vision_feature_layer", None)
+    if read is None:
+        return count
+    layers = [read] if isinstance(read, int) else list(read)
+    return max(layer if layer >= 0 else count + 1 + layer for layer in layers)
