@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moadapt.adapters import LoRA
 from moadapt.adapters.family import Adapter
-from moadapt.adapters.lora import LoRABank
+from moadapt.adapters.lora_bank import LoRABank
 from moadapt.routing import Routing
 from moadapt.sites import Site
 

@@ -1,0 +1,210 @@
+"""All LoRAs of one site, stacked along the rank axis; ranks may differ.
+
+Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ranks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moadapt.adapters.family import Adapter, Delta
+from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
+from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.call import Call
+from moadapt.routing import Routing
+from moadapt.sites import Site
+
+
+class LowRank(Protocol):
+    """What a bank asks of the specs of its adapters."""
+
+    @property
+    def rank(self) -> int:
+        """Width of the bottleneck."""
+
+    @property
+    def scale(self) -> float:
+        """The factor s."""
+
+    @property
+    def dropout(self) -> float:
+        """Share of inputs dropped in training."""
+
+
+class LoRABank(StackedBank):
+    """All LoRAs of one site, stacked along the rank axis.
+
+    Args:
+        site: Where.
+        adapters: Shared first, then experts.
+        module: The frozen module there.
+
+    Raises:
+        ValueError: The adapters of the site ask for different dropouts.
+    """
+
+    tensors = ("down", "up")
+    slots: Tensor
+
+    def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
+        dropouts = {_spec(adapter).dropout for adapter in adapters}
+        if len(dropouts) > 1:
+            raise ValueError(
+                f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
+            )
+        super().__init__(site, adapters, module)
+        self.dropout = dropouts.pop()
+
+    def fresh(self, spec: LowRank) -> dict[str, Tensor]:
+        """Return `down (r, D)`, uniform, and `up (r, F)`, zero."""
+        bound, device = 1 / math.sqrt(self.site.in_features), self.owner("down").device
+        down = torch.empty(spec.rank, self.site.in_features, device=device).uniform_(-bound, bound)
+        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features, device=device)}
+
+    def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
+        """Return the delta, shaped as `y`."""
+        return self.add_to(torch.zeros_like(y), x, routing, call)
+
+    def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
+        """Return the delta in its plainest form."""
+        spread = self.spread(weights, "down") * self._ranks.scale(weights.dtype)
+        return self.weigh_up(x.to(y.dtype) @ self.stack("down").to(y.dtype).T, spread, self.stack("up").to(y.dtype))
+
+    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
+        """Add the delta to `y` in place, in the cheapest exact form."""
+        if not self.names:
+            return y
+        if routing is not None and routing.combines == "parameters":
+            return self._add_blended(y, x, routing)
+        down, up = self.stack("down").to(y.dtype), self.stack("up").to(y.dtype)
+        x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
+        flat = x.ndim == 2
+        y3, x3 = (y.unsqueeze(0), x.unsqueeze(0)) if flat else (y, x)
+        if routing is not None and routing.weights.shape[2] > 1:
+            out = y3 + self.change(x3, y3, all_weights(routing, y3), call)
+        elif routing is not None and self._gathers(routing):
+            ranks, weights = self._chosen(routing)
+            out = add_gathered(y3, x3, down, up, weights.to(y.dtype), ranks)
+        else:
+            out = add_stacked(y3, x3, down, up, _experts(routing), self._ranks)
+        return out.squeeze(0) if flat else out
+
+    def adapt(
+        self, module: nn.Module, x: Tensor, routing: Routing | None, call: Call | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run the base's module and add the delta; in training a plain linear layer joins the stacked form."""
+        if args or kwargs or not self._fuses(module, x, routing):
+            return super().adapt(module, x, routing, call, *args, **kwargs)
+        assert isinstance(module, nn.Linear), "only plain linear layers are fused"
+        down, up = self.stack("down").to(x.dtype), self.stack("up").to(x.dtype)
+        return stacked_linear(module, x, down, up, _experts(routing), self._ranks)
+
+    def delta(self, weights: Tensor) -> Delta:
+        """Return the stacked factors, the weights folded into `up`."""
+        up = self.stack("up").detach()
+        spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
+        return Delta(self.stack("down").detach(), up * spread.reshape(-1, 1))
+
+    def _index(self) -> None:
+        """Rebuild the maps from stacked ranks to experts."""
+        super()._index()
+        adapters, device = self._in_order(), self.owner("down").device
+        ranks = [_spec(adapter).rank for adapter in adapters]
+        owners = [-1 if adapter.expert is None else adapter.expert for adapter in adapters]
+        width = max((r for r, owner in zip(ranks, owners, strict=True) if owner >= 0), default=0)
+        slots = torch.full((max(owners, default=-1) + 1, width), -1)
+        starts = [sum(ranks[:i]) for i in range(len(ranks))]
+        for start, rank, owner in zip(starts, ranks, owners, strict=True):
+            if owner >= 0:
+                slots[owner, :rank] = torch.arange(start, start + rank)
+        self.register_buffer("slots", slots.to(device), persistent=False)
+        self._shared_ranks = sum(r for r, owner in zip(ranks, owners, strict=True) if owner < 0)
+        self._ranks = self._find_ranks()
+
+    def _find_ranks(self) -> Ranks:
+        adapters = self._in_order()
+        scales = [_spec(adapter).scale for adapter in adapters for _ in range(_spec(adapter).rank)]
+        owners = [a.expert for a in adapters if a.expert is not None for _ in range(_spec(a).rank)]
+        scale = torch.tensor(scales, dtype=torch.float64, device=self.owner("down").device)
+        return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRABank":
+        """Move everything; scales follow the device but are never rounded to a coarser type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._ranks = self._find_ranks()
+        return self
+
+    def _fuses(self, module: nn.Module, x: Tensor, routing: Routing | None) -> bool:
+        """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""
+        if type(module) is not nn.Linear or x.ndim != 3 or not self.names or (self.dropout and self.training):
+            return False
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks) or "forward" in vars(module) or any(p.requires_grad for p in module.parameters()):
+            return False
+        if module.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+            return False
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        return routing is None or not (
+            routing.combines == "parameters" or routing.weights.shape[2] > 1 or self._gathers(routing)
+        )
+
+    def _gathers(self, routing: Routing) -> bool:
+        """Tell whether taking each row's ranks out of the stack is cheaper than using the whole stack."""
+        if routing.indices is None or routing.per_token or not routing.per_row:
+            return False
+        taken = self._shared_ranks + routing.indices.shape[-1] * self.slots.shape[1]
+        return 2 * taken <= len(self.owner("down"))
+
+    def _chosen(self, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Return the ranks each row takes, (B, N), and their weights, (B, 1, N)."""
+        assert routing.indices is not None
+        chosen, weights = routing.indices[:, 0, 0], routing.weights[:, 0, 0]
+        slots = functional.pad(self.slots, (0, 0, 0, max(0, routing.num_experts - len(self.slots))), value=-1)[chosen]
+        full = weights.unsqueeze(-1) * (slots >= 0)
+        ranks, full = slots.clamp(min=0).flatten(1), full.flatten(1)
+        shared = torch.arange(self._shared_ranks, device=ranks.device).expand(len(ranks), -1)
+        ranks = torch.cat([shared, ranks], dim=1)
+        full = torch.cat([full.new_ones(shared.shape), full], dim=1) * self._ranks.scale(full.dtype)[ranks]
+        return ranks, full.unsqueeze(1)
+
+    def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
+        """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
+        experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
+        specs = {(_spec(a).rank, _spec(a).scale) for a in experts}
+        if len(specs) != 1 or len(experts) != routing.num_experts or routing.per_token or x.ndim != 3:
+            raise ValueError(
+                f"{self.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
+                f"scale, and weights without a token axis; got {[(a.name, _spec(a).rank) for a in experts]}"
+            )
+        weights = routing.dense()[:, 0].to(y.dtype)
+        heads = weights.shape[1]
+        self.check_heads(heads, self.site.in_features, self.site.out_features)
+        down = torch.stack([self._live(a.name, "down") for a in experts]).to(y.dtype)
+        up = torch.stack([self._live(a.name, "up") for a in experts]).to(y.dtype)
+        x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
+        down = torch.einsum("bhe,erhd->brhd", weights, rearrange(down, "e r (h d) -> e r h d", h=heads)).flatten(2)
+        up = torch.einsum("bhe,erhf->brhf", weights, rearrange(up, "e r (h f) -> e r h f", h=heads)).flatten(2)
+        y = y + (x @ down.mT) @ up * next(iter(specs))[1]
+        if not self._shared_ranks:
+            return y
+        shared = self._ranks.scale(y.dtype)[: self._shared_ranks]
+        down, up = (self.stack(side)[: self._shared_ranks].to(y.dtype) for side in ("down", "up"))
+        return y + (x @ down.T) * shared @ up
+
+    def _live(self, name: str, side: str) -> Tensor:
+        return self._slice(self._part_of(name), name, side)
+
+
+def _experts(routing: Routing | None) -> Tensor | None:
+    """Return the weights of the experts without the axis of heads, (B|1, T|1, E)."""
+    return None if routing is None else routing.dense()[:, :, 0]
+
+
+def _spec(adapter: Adapter) -> LowRank:
+    return cast(LowRank, adapter.spec)
