@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingContext, attach
-from moadapt.adapters import FamilySpec
+from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES, ROUTERS
 from moadapt.routing import PER, Scope
 from tests.models import randomize, tiny_llava
@@ -146,7 +146,7 @@ def make(
     router: RouterSpec | None,
     placement: Placement = EVERYWHERE,
     *,
-    family: type[FamilySpec] | None = None,
+    family: type[FamilySpec] = LoRA,
     shared: bool = True,
     fresh: bool = False,
     base: Any = None,
@@ -156,12 +156,11 @@ def make(
     Args:
         router: Of the experts; None leaves them out.
         placement: Of all adapters.
-        family: Of all adapters; by default the first that is registered.
+        family: Of all adapters; routers are tested with LoRA.
         shared: Whether there is a shared adapter.
         fresh: Whether adapters and routers keep their initial weights.
         base: Another base.
     """
-    family = family or next(iter(FAMILIES))[1]
     mixture = attach(
         tiny_llava() if base is None else base,
         shared=family() if shared or router is None else None,
