@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moadapt.call import Call
 from moadapt.placement import Placement
 from moadapt.routing import Routing
-from moadapt.sites import Site
+from moadapt.sites import Anatomy, Site
 
 ROUTES = ("row", "token", "heads", "parameters")
 
@@ -196,6 +196,18 @@ class FamilySpec(ABC):
     def default_kinds(self) -> tuple[str, ...]:
         """Return the kinds of site that it sits at where its placement names none."""
         return ("attention", "mlp")
+
+    def sites(self, found: Anatomy, default: Placement) -> tuple[Site, ...]:
+        """Return the sites where it sits.
+
+        Args:
+            found: Anatomy of the base.
+            default: Placement of specs that have none of their own.
+
+        Raises:
+            ValueError: There are none; the message lists what there is.
+        """
+        return (self.placement or default).sites(found, self)
 
     def shares_with(self) -> Hashable:
         """Return what adapters of this family must have in common to be stacked in one bank."""

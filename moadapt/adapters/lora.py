@@ -5,16 +5,18 @@ Stabilization Scaling Factor". `A` is called `down` and starts uniform within 1/
 at zero, so a fresh adapter changes nothing. The bank of a site is in `lora_bank`.
 """
 
+import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from moadapt.adapters.family import Adapter, FamilySpec
 from moadapt.adapters.lora_bank import LoRABank
+from moadapt.placement import Placement
 from moadapt.registry import FAMILIES
-from moadapt.sites import Site
+from moadapt.sites import Anatomy, Site
 
 
 @FAMILIES.register("lora")
@@ -27,26 +29,50 @@ class LoRA(FamilySpec):
         alpha: Numerator of the scale; None is the rank, which makes the scale 1 (sqrt(rank) with `rank_stabilized`).
         rank_stabilized: Divide alpha by sqrt(rank) instead of rank.
         dropout: Share of inputs dropped in training, 0 to 1; one mask for all adapters of a site.
+        ranks: Ranks that differ, by module path; 0 is no adapter there. The scale stays that of `rank` everywhere, so
+            that a rank says how many terms there are and nothing of their size.
 
     Raises:
-        ValueError: Rank or dropout is out of range.
+        ValueError: A rank or the dropout is out of range.
     """
 
     rank: int = 8
     alpha: float | None = None
     rank_stabilized: bool = False
     dropout: float = 0.0
+    ranks: dict[str, int] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA got rank={self.rank}, dropout={self.dropout}; need rank >= 1 and 0 <= dropout < 1")
+        below = {path: rank for path, rank in (self.ranks or {}).items() if rank < 0}
+        if below:
+            raise ValueError(f"LoRA got ranks={below}; need ranks >= 0, where 0 is no adapter at that site")
 
     @property
     def scale(self) -> float:
         """The factor s."""
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def rank_at(self, site: Site) -> int:
+        """Return the rank at a site, 0 where the adapter is absent."""
+        return (self.ranks or {}).get(site.path, self.rank)
+
+    def sites(self, found: Anatomy, default: Placement) -> tuple[Site, ...]:
+        """Return the sites of the placement whose rank is not 0.
+
+        Raises:
+            ValueError: The placement matches none, or `ranks` names other paths.
+        """
+        placed = super().sites(found, default)
+        paths = [site.path for site in placed]
+        for path in self.ranks or ():
+            if path not in paths:
+                near = ", ".join(difflib.get_close_matches(path, paths, n=3)) or paths[0]
+                raise ValueError(f"ranks names {path!r}, which is none of its {len(paths)} sites; near: {near}")
+        return tuple(site for site in placed if self.rank_at(site))
 
     @classmethod
     def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> LoRABank:

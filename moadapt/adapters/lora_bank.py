@@ -23,9 +23,8 @@ from moadapt.sites import Site
 class LowRank(Protocol):
     """What a bank asks of the specs of its adapters."""
 
-    @property
-    def rank(self) -> int:
-        """Width of the bottleneck."""
+    def rank_at(self, site: Site) -> int:
+        """Return the width of the bottleneck at a site."""
 
     @property
     def scale(self) -> float:
@@ -63,8 +62,9 @@ class LoRABank(StackedBank):
     def fresh(self, spec: LowRank) -> dict[str, Tensor]:
         """Return `down (r, D)`, uniform, and `up (r, F)`, zero."""
         bound, device = 1 / math.sqrt(self.site.in_features), self.owner("down").device
-        down = torch.empty(spec.rank, self.site.in_features, device=device).uniform_(-bound, bound)
-        return {"down": down, "up": torch.zeros(spec.rank, self.site.out_features, device=device)}
+        rank = spec.rank_at(self.site)
+        down = torch.empty(rank, self.site.in_features, device=device).uniform_(-bound, bound)
+        return {"down": down, "up": torch.zeros(rank, self.site.out_features, device=device)}
 
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Return the delta, shaped as `y`."""
@@ -114,7 +114,7 @@ class LoRABank(StackedBank):
         """Rebuild the maps from stacked ranks to experts."""
         super()._index()
         adapters, device = self._in_order(), self.owner("down").device
-        ranks = [_spec(adapter).rank for adapter in adapters]
+        ranks = [_spec(adapter).rank_at(self.site) for adapter in adapters]
         owners = [-1 if adapter.expert is None else adapter.expert for adapter in adapters]
         width = max((r for r, owner in zip(ranks, owners, strict=True) if owner >= 0), default=0)
         slots = torch.full((max(owners, default=-1) + 1, width), -1)
@@ -128,8 +128,9 @@ class LoRABank(StackedBank):
 
     def _find_ranks(self) -> Ranks:
         adapters = self._in_order()
-        scales = [_spec(adapter).scale for adapter in adapters for _ in range(_spec(adapter).rank)]
-        owners = [a.expert for a in adapters if a.expert is not None for _ in range(_spec(a).rank)]
+        ranks = [_spec(adapter).rank_at(self.site) for adapter in adapters]
+        scales = [_spec(a).scale for a, rank in zip(adapters, ranks, strict=True) for _ in range(rank)]
+        owners = [a.expert for a, r in zip(adapters, ranks, strict=True) if a.expert is not None for _ in range(r)]
         scale = torch.tensor(scales, dtype=torch.float64, device=self.owner("down").device)
         return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
 
@@ -176,11 +177,12 @@ class LoRABank(StackedBank):
     def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
         """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
         experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
-        specs = {(_spec(a).rank, _spec(a).scale) for a in experts}
+        ranks = {a.name: _spec(a).rank_at(self.site) for a in experts}
+        specs = {(ranks[a.name], _spec(a).scale) for a in experts}
         if len(specs) != 1 or len(experts) != routing.num_experts or routing.per_token or x.ndim != 3:
             raise ValueError(
                 f"{self.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
-                f"scale, and weights without a token axis; got {[(a.name, _spec(a).rank) for a in experts]}"
+                f"scale, and weights without a token axis; got the ranks {ranks}"
             )
         weights = routing.dense()[:, 0].to(y.dtype)
         heads = weights.shape[1]

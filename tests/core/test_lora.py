@@ -23,7 +23,7 @@ MODULE = nn.Linear(WIDE, NARROW)
 RAGGED = {
     "shared": LoRA(rank=3, alpha=5.0),
     "a": LoRA(rank=2),
-    "b": LoRA(rank=5, alpha=1.0),
+    "b": LoRA(rank=3, alpha=1.0, ranks={SITE.path: 5, "elsewhere": 1}),
     "c": LoRA(rank=1, alpha=4.0, rank_stabilized=True),
     "d": LoRA(rank=4, rank_stabilized=True),
 }

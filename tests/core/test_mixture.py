@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moadapt import Mixture, Placement, attach
+from moadapt import Mixture, Placement, attach, load
 from moadapt.adapted import AdaptedModule
 from moadapt.adapters import LoRA
 from moadapt.mixture import MixtureSpec
@@ -19,6 +19,8 @@ from tests.conformance.canonical import EVERYWHERE, EXPERTS, LANGUAGE, TASKS, ma
 from tests.core.zoo import build
 from tests.models import llava_batch, prompt_of, randomize, rows_of, tiny_llama, tiny_llava
 
+ONE_PATH = "model.language_model.layers.0.mlp.up_proj"
+ONE = Placement(modules=(ONE_PATH,))
 SWITCHES: dict[str, Callable[[Mixture], AbstractContextManager[Any]]] = {
     "override": lambda mixture: mixture.override({"tell": 2.0}),
     "only": lambda mixture: mixture.only(["tell"]),
@@ -52,6 +54,14 @@ def state(base: nn.Module) -> dict[str, Any]:
         ({"shared": LoRA(), "router": ByTask()}, "got 0 experts and a router; .*and a router needs experts"),
         ({"experts": {"a.b": LoRA()}, "router": ByTask()}, "adapter name 'a.b' is refused"),
         ({"shared": LoRA(placement=Placement(modules=("qproj",)))}, "matches no site of this base.*near names: q_proj"),
+        (
+            {"shared": LoRA(ranks={"model.qproj": 2})},
+            r"ranks names 'model.qproj', which is none of its 21 sites; near: ",
+        ),
+        (
+            {"experts": {"a": LoRA(placement=ONE, ranks={ONE_PATH: 0})}, "router": ByTask()},
+            "no expert sits anywhere; give one of them a rank above 0",
+        ),
         ({"experts": {"a": LoRA()}, "router": TopK(k=2)}, "TopK got k=2, but there are 1 experts"),
         ({"shared": LoRA(), "experts": {"a": LoRA(dropout=0.5)}, "router": ByTask()}, "share a dropout mask"),
         (
@@ -71,6 +81,18 @@ def test_what_cannot_be_attached_leaves_the_base_as_it_was(given: dict[str, Any]
         attach(base, **given)
     assert state(base) == before
     attach(base, shared=LoRA())
+
+
+def test_ranks_by_path_hold_there_and_only_there(tmp_path: Path) -> None:
+    paths = [site.path for site in attach(tiny_llava(), shared=LoRA()).sites]
+    ranks = {paths[0]: 0, paths[1]: 3, paths[2]: 7}
+    mixture = attach(tiny_llava(), shared=LoRA(rank=4, ranks=ranks))
+    randomize(mixture, 0.3)
+    found = {site.path: len(bank.state("shared")["down"]) for site, bank in mixture.banks()}
+    assert found == {path: ranks.get(path, 4) for path in paths[1:]}
+    expected = logits(mixture)
+    mixture.save(tmp_path / "ranked")
+    assert torch.equal(logits(load(tmp_path / "ranked", tiny_llava())), expected)
 
 
 def test_attaching_twice_is_refused_and_keeps_the_first() -> None:
