@@ -30,8 +30,8 @@ class StackedBank(Bank):
         module: The frozen module there.
     """
 
-    tensors: ClassVar[tuple[str, ...]]
-    """Names of an adapter's tensors."""
+    tensors: tuple[str, ...]
+    """Names of an adapter's tensors; a family with options sets those that it needs before it builds the stack."""
     vectors: ClassVar[frozenset[str]] = frozenset()
     """Those among them that weight decay leaves alone."""
 

@@ -8,11 +8,10 @@ from moadapt import Mixture, RouterSpec
 from moadapt.adapters import FamilySpec
 from tests.conformance.canonical import (
     EVERYWHERE,
-    FAMILY_PARAMS,
     LANGUAGE,
-    ROUTING_NAMES,
     TASKS,
     Given,
+    family_cases,
     label,
     make,
     router_specs,
@@ -38,8 +37,7 @@ def results(mixture: Mixture, *, autocast: bool = False) -> tuple[Tensor, dict[s
 
 
 @pytest.mark.parametrize("how", ["autocast", "base"])
-@pytest.mark.parametrize("name", ROUTING_NAMES)
-@pytest.mark.parametrize("family", FAMILY_PARAMS)
+@pytest.mark.parametrize(("family", "name"), family_cases())
 def test_sixteen_bits_stay_close(family: type[FamilySpec], name: str, how: str) -> None:
     tokens = llava_batch()["input_ids"].shape[1]
     router = Given(value=routing_value(name, rows=3, tokens=tokens))
