@@ -348,7 +348,8 @@ class Mixture(nn.Module):
         with self._evaluating():
             plan = MERGES.get(method)().plan(self, **options)
             report: MergeReport = plan.report()
-        write_peft_folder(Path(folder), self.base, plan.deltas)
+        with self.bare_base() as base:
+            write_peft_folder(Path(folder), base, plan.deltas)
         return report
 
     def detach(self) -> PreTrainedModel:

@@ -14,6 +14,13 @@ from moadapt.routing import RouterSpec
 from moadapt.sites import Anatomy, Site
 from moadapt.towers import Tower, block_width
 
+_UNREADABLE = {
+    "embedding": "token ids",
+    "conv2d": "images",
+    "experts": "the tokens of all rows in one axis",
+}
+"""Forms of site whose input is no hidden states with rows and tokens."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -53,6 +60,7 @@ def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], 
     """
     sites = list(sites)
     _refuse_unreachable(base, sites, spec)
+    _refuse_unreadable(sites, spec)
     if spec.depends_on != "input":
         return (Place("model", sites[0].tower, None, 0, False, tuple(site.path for site in sites)),)
     places: dict[str, Place] = {}
@@ -76,6 +84,23 @@ def _refuse_unreachable(base: PreTrainedModel, sites: list[Site], spec: RouterSp
             f"{spec} cannot serve {type(base).__name__}, whose encoder and decoder have tokens of their own; use a "
             'router by task, constant weights, or scope="token" with per="site"'
         )
+
+
+def _refuse_unreadable(sites: list[Site], spec: RouterSpec) -> None:
+    """Refuse a router that would have to read what enters a site that takes no hidden states, or decide later."""
+    if spec.depends_on != "input":
+        return
+    for site in sites:
+        if site.form not in _UNREADABLE:
+            continue
+        place = "before the first block" if site.layer is None else "" if spec.per != "site" else 'with per="site"'
+        if not place and site.form == "conv2d" and spec.scope == "token":
+            place = 'with scope="token"'
+        if place:
+            raise ValueError(
+                f"{spec} reads hidden states, but {site.path} takes {_UNREADABLE[site.form]}, so it cannot serve it "
+                f"{place}; use a router by task or constant weights, or leave experts out there"
+            )
 
 
 def _refuse_outside_blocks(site: Site, spec: RouterSpec) -> None:

@@ -104,7 +104,7 @@ def _sites_at(base: PreTrainedModel, path: str, module: Any, tower: Tower, layer
         yield Site(path, tower.name, kind, layer, module.in_features, module.out_features)
     elif isinstance(module, Conv1D):
         yield Site(path, tower.name, kind, layer, module.nx, module.nf)
-    elif isinstance(module, nn.Embedding) and module is base.get_input_embeddings():
+    elif isinstance(module, nn.Embedding) and module is base.get_input_embeddings() and not _is_a_copy(base, module):
         yield Site(path, tower.name, "embedding", layer, module.num_embeddings, module.embedding_dim, "embedding")
     elif isinstance(module, nn.Conv2d) and module.groups == 1:
         read = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
@@ -126,6 +126,12 @@ def _sites_at(base: PreTrainedModel, path: str, module: Any, tower: Tower, layer
 def _is_read_only(base: PreTrainedModel, path: str) -> bool:
     """Tell whether a linear is never called, as its owner hands its weight to a kernel."""
     return isinstance(base.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _is_a_copy(base: PreTrainedModel, embedding: nn.Embedding) -> bool:
+    """Tell whether an embedding only keeps a weight that encoder and decoder look up by embeddings of their own."""
+    others = (m for m in base.modules() if isinstance(m, nn.Embedding) and m is not embedding)
+    return any(other.weight is embedding.weight for other in others)
 
 
 def _is_norm(module: Any) -> bool:

@@ -9,20 +9,25 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
 from moadapt.adapters.family import Adapter, FamilySpec
 from moadapt.adapters.lora_bank import LoRABank
+from moadapt.adapters.lora_lookup import LoRALookup
+from moadapt.adapters.lora_patches import LoRAPatches
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES
 from moadapt.sites import Anatomy, Site
+
+_BANKS = {"linear": LoRABank, "embedding": LoRALookup, "conv2d": LoRAPatches}
 
 
 @FAMILIES.register("lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FamilySpec):
-    """Low-rank adapter of linear layers.
+    """Low-rank adapter of linear layers, and where named of embeddings and convolutions.
 
     Args:
         rank: Width of the bottleneck, 1 or more.
@@ -41,6 +46,8 @@ class LoRA(FamilySpec):
     rank_stabilized: bool = False
     dropout: float = 0.0
     ranks: dict[str, int] | None = field(default=None, hash=False)
+
+    forms: ClassVar[tuple[str, ...]] = tuple(_BANKS)
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -77,4 +84,4 @@ class LoRA(FamilySpec):
     @classmethod
     def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> LoRABank:
         """Build the stack of one site."""
-        return LoRABank(site, adapters, module)
+        return _BANKS[site.form](site, adapters, module)

@@ -72,8 +72,29 @@ class LoRABank(StackedBank):
 
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the delta in its plainest form."""
-        spread = self.spread(weights, "down") * self._ranks.scale(weights.dtype)
-        return self.weigh_up(x.to(y.dtype) @ self.stack("down").to(y.dtype).T, spread, self.stack("up").to(y.dtype))
+        down, up = self.factors(y.dtype)
+        spread = self.spread(weights, "rank") * self._ranks.scale(weights.dtype)
+        return self.weigh_up(self.shrink(x, down), spread, up)
+
+    def shrink(self, x: Tensor, down: Tensor) -> Tensor:
+        """Map the site's input to the stacked ranks.
+
+        Args:
+            x: Input of the site, with row and token axes.
+            down: (R, D).
+
+        Returns:
+            (B, T, R).
+        """
+        return x.to(down.dtype) @ down.T
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return `down (R, D)` and `up (R, F)` of all adapters.
+
+        Args:
+            dtype: What to compute in.
+        """
+        return self.stack("down").to(dtype), self.stack("up").to(dtype)
 
     def add_to(self, y: Tensor, x: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Add the delta to `y` in place, in the cheapest exact form."""
@@ -81,7 +102,7 @@ class LoRABank(StackedBank):
             return y
         if routing is not None and routing.combines == "parameters":
             return self._add_blended(y, x, routing)
-        down, up = self.stack("down").to(y.dtype), self.stack("up").to(y.dtype)
+        down, up = self.factors(y.dtype)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
         flat = x.ndim == 2
         y3, x3 = (y.unsqueeze(0), x.unsqueeze(0)) if flat else (y, x)
@@ -101,37 +122,37 @@ class LoRABank(StackedBank):
         if args or kwargs or not self._fuses(module, x, routing):
             return super().adapt(module, x, routing, call, *args, **kwargs)
         assert isinstance(module, nn.Linear), "only plain linear layers are fused"
-        down, up = self.stack("down").to(x.dtype), self.stack("up").to(x.dtype)
+        down, up = self.factors(x.dtype)
         return stacked_linear(module, x, down, up, _experts(routing), self._ranks)
 
     def delta(self, weights: Tensor) -> Delta:
         """Return the stacked factors, the weights folded into `up`."""
-        up = self.stack("up").detach()
+        down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
         spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
-        return Delta(self.stack("down").detach(), up * spread.reshape(-1, 1))
+        return Delta(down, up * spread.reshape(-1, 1))
 
     def _index(self) -> None:
         """Rebuild the maps from stacked ranks to experts."""
         super()._index()
-        adapters, device = self._in_order(), self.owner("down").device
-        ranks = [_spec(adapter).rank_at(self.site) for adapter in adapters]
-        owners = [-1 if adapter.expert is None else adapter.expert for adapter in adapters]
-        width = max((r for r, owner in zip(ranks, owners, strict=True) if owner >= 0), default=0)
-        slots = torch.full((max(owners, default=-1) + 1, width), -1)
-        starts = [sum(ranks[:i]) for i in range(len(ranks))]
-        for start, rank, owner in zip(starts, ranks, owners, strict=True):
-            if owner >= 0:
-                slots[owner, :rank] = torch.arange(start, start + rank)
+        device = self.owner("down").device
+        owner = torch.tensor([-1 if a.expert is None else a.expert for a in self._rows()], dtype=torch.long)
+        ranks = [(owner == expert).nonzero().flatten() for expert in range(self._most + 1)]
+        slots = torch.full((len(ranks), max(map(len, ranks), default=0)), -1)
+        for expert, own in enumerate(ranks):
+            slots[expert, : len(own)] = own
         self.register_buffer("slots", slots.to(device), persistent=False)
-        self._shared_ranks = sum(r for r, owner in zip(ranks, owners, strict=True) if owner < 0)
+        self.register_buffer("owner_rank", owner.to(device), persistent=False)
+        self._shared_ranks = int((owner < 0).sum())
         self._ranks = self._find_ranks()
 
+    def _rows(self) -> list[Adapter]:
+        """Whose every stacked rank is."""
+        return [adapter for adapter in self._in_order() for _ in range(self._sizes[adapter.name]["down"])]
+
     def _find_ranks(self) -> Ranks:
-        adapters = self._in_order()
-        ranks = [_spec(adapter).rank_at(self.site) for adapter in adapters]
-        scales = [_spec(a).scale for a, rank in zip(adapters, ranks, strict=True) for _ in range(rank)]
-        owners = [a.expert for a, r in zip(adapters, ranks, strict=True) if a.expert is not None for _ in range(r)]
-        scale = torch.tensor(scales, dtype=torch.float64, device=self.owner("down").device)
+        rows = self._rows()
+        scale = torch.tensor([_spec(a).scale for a in rows], dtype=torch.float64, device=self.owner("down").device)
+        owners = [a.expert for a in rows if a.expert is not None]
         return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRABank":
@@ -160,7 +181,7 @@ class LoRABank(StackedBank):
         if routing.indices is None or routing.per_token or not routing.per_row:
             return False
         taken = self._shared_ranks + routing.indices.shape[-1] * self.slots.shape[1]
-        return 2 * taken <= len(self.owner("down"))
+        return 2 * taken <= len(self.owner("rank"))
 
     def _chosen(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """Return the ranks each row takes, (B, N), and their weights, (B, 1, N)."""
@@ -210,3 +231,16 @@ def _experts(routing: Routing | None) -> Tensor | None:
 
 def _spec(adapter: Adapter) -> LowRank:
     return cast(LowRank, adapter.spec)
+
+
+def refuse_blending(site: Site, routing: Routing | None) -> None:
+    """Refuse weights that blend parameters where only outputs can be blended.
+
+    Raises:
+        ValueError: They do.
+    """
+    if routing is not None and routing.combines == "parameters":
+        raise ValueError(
+            f"{site.path}: LoRA cannot blend parameters at a site of form {site.form!r}; choose a router that blends "
+            "outputs, or place experts at linear layers only"
+        )

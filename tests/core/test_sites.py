@@ -235,7 +235,7 @@ def test_modules_are_looked_for_in_the_chosen_towers() -> None:
         (Placement(modules=("proj",)), r"towers: connector \(0 blocks\), vision \(3 blocks\), language \(2 blocks\)"),
         (Placement(modules=("_proj",)), "matches no site of this base"),
         (Placement(modules=()), "near names: none"),
-        (Placement(kinds=()), "modules: down_proj, fc1, fc2, gate_proj, k_proj, linear_1, linear_2"),
+        (Placement(kinds=()), "modules: down_proj, embed_tokens, fc1, fc2, gate_proj, k_proj, linear_1, linear_2"),
         (Placement(depth=(0.6, 0.9)), "matches no site of this base"),
         (Placement(towers=("vision",), depth=(0.6, 1)), "matches no site of this base"),  # never read
     ],
@@ -275,7 +275,7 @@ def test_every_site_can_carry_an_adapter_and_gives_the_base_back(name: str) -> N
     base = build(name)
     modules = {path: id(module) for path, module in base.named_modules()}
     mixture = attach(base, shared=LoRA(rank=1), placement=ALL)
-    assert {site.path for site, _ in mixture.banks()} == paths_of(mixture.anatomy.of_form("linear"))
+    assert {site.path for site, _ in mixture.banks()} == paths_of(mixture.anatomy.of_form(*LoRA.forms))
     assert {path: id(module) for path, module in mixture.detach().named_modules()} == modules
 
 
