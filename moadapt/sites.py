@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from moadapt.towers import Tower, block_width, find_towers, has_linear, tower_of
+from moadapt.unread import is_unread
 
 FORMS = ("linear", "embedding", "conv2d", "experts", "norm", "sublayer", "entry")
 KINDS = ("attention", "mlp", "projector", "experts", "norm", "embedding", "entry", "other")
@@ -20,8 +21,8 @@ _INSIDE = {
         "self_attn", "self_attention", "cross_attn", "crossattention", "attn", "attention", "encoder_attn",
         "linear_attn", "window_attn", "channel_attn", "SelfAttention", "EncDecAttention",
     },
-    "mlp": {"mlp", "feed_forward", "ffn", "intermediate", "output", "fc1", "fc2", "wi", "wo", "dense_h_to_4h",
-        "DenseReluDense",
+    "mlp": {"mlp", "feed_forward", "ffn", "ffn_output", "intermediate", "output", "fc1", "fc2", "wi", "wo",
+        "dense_h_to_4h", "DenseReluDense",
     },
 }  # fmt: skip
 _SUBLAYERS = {"attention": _INSIDE["attention"], "mlp": {"mlp", "feed_forward", "ffn", "DenseReluDense"}}
@@ -59,7 +60,7 @@ class Anatomy:
     towers: tuple[Tower, ...]
     sites: tuple[Site, ...]
     unread: tuple[Site, ...] = field(default=())
-    """Sites in blocks that the model computes but never reads; nothing is placed there."""
+    """Sites that the model computes but never reads; nothing is placed there unless asked for."""
 
     def tower(self, name: str) -> Tower:
         """Return a tower by name.
@@ -72,9 +73,15 @@ class Anatomy:
                 return tower
         raise ValueError(f"this base has no {name!r} tower; it has {', '.join(tower.name for tower in self.towers)}")
 
-    def of_form(self, *forms: str) -> tuple[Site, ...]:
-        """Return the sites of some forms."""
-        return tuple(site for site in self.sites if site.form in forms)
+    def of_form(self, *forms: str, unread: bool = False) -> tuple[Site, ...]:
+        """Return the sites of some forms.
+
+        Args:
+            forms: Of `FORMS`.
+            unread: Whether to add those that the model never reads, after the others.
+        """
+        found = (*self.sites, *self.unread) if unread else self.sites
+        return tuple(site for site in found if site.form in forms)
 
 
 def anatomy(base: PreTrainedModel) -> Anatomy:
@@ -91,9 +98,9 @@ def anatomy(base: PreTrainedModel) -> Anatomy:
         if tower is None:
             continue
         layer = next((i for i, block in enumerate(tower.blocks) if (path + ".").startswith(block + ".")), None)
-        behind = layer is not None and layer >= tower.num_read
+        never = is_unread(base, path, tower, layer)
         for site in _sites_at(base, path, module, tower, layer):
-            (unread if behind else sites).append(site)
+            (unread if never else sites).append(site)
     return Anatomy(towers, tuple(sites), tuple(unread))
 
 

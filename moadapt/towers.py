@@ -5,6 +5,7 @@ They are found through transformers' own accessors and by exact attribute names,
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -31,12 +32,22 @@ class Tower:
         path: Module path of its root.
         blocks: Module paths of its blocks, first to last.
         num_read: How many of the blocks can influence the output.
+        stacks: Numbers of blocks of its stacks, over each of which depth is counted: two, of the encoder and of the
+            decoder, in the language tower of an encoder-decoder, else one.
     """
 
     name: str
     path: str
     blocks: tuple[str, ...]
     num_read: int
+    stacks: tuple[int, ...] = ()
+
+    def starts(self) -> Iterator[tuple[int, int]]:
+        """Iterate over the stacks: index of the first block in the tower, and number of blocks."""
+        first = 0
+        for count in self.stacks:
+            yield first, count
+            first += count
 
 
 def find_towers(base: PreTrainedModel) -> Iterator[Tower]:
@@ -54,12 +65,14 @@ def find_towers(base: PreTrainedModel) -> Iterator[Tower]:
         if not any(path.startswith(other + ".") for other in connectors):
             yield Tower("connector", path, (), 0)
     if vision is not None and vision_path is not None:
-        blocks = tuple(_blocks(vision, vision_path))
-        yield Tower("vision", vision_path, blocks, _num_read(base, len(blocks)))
+        blocks = tuple(chain.from_iterable(_stacks(vision, vision_path)))
+        yield Tower("vision", vision_path, blocks, _num_read(base, len(blocks)), (len(blocks),))
     if language is not None:
         path = paths[id(language)]
-        blocks = tuple(_blocks(language, path))
-        yield Tower("language", path, blocks, len(blocks))
+        stacks = tuple(_stacks(language, path))
+        blocks = tuple(chain.from_iterable(stacks))
+        depths = tuple(map(len, stacks)) if base.config.is_encoder_decoder else (len(blocks),)
+        yield Tower("language", path, blocks, len(blocks), depths)
 
 
 def tower_of(path: str, towers: Iterable[Tower]) -> Tower | None:
@@ -101,21 +114,30 @@ def _vision_root(base: PreTrainedModel) -> nn.Module | None:
     return None if root is None or root is base else root
 
 
-def _blocks(root: nn.Module, path: str) -> Iterator[str]:
-    """Paths of the blocks in a tower's stacks, leaving out lists inside blocks and connectors."""
+def _stacks(root: nn.Module, path: str) -> Iterator[list[str]]:
+    """Paths of the blocks of each stack of a tower, leaving out lists inside blocks and connectors."""
     stacks: list[str] = []
     for name, module in root.named_modules(prefix=path):
         is_stack = isinstance(module, nn.ModuleList) and len(module) > 0 and has_linear(module[0])
         inside = any(name.startswith(stack + ".") for stack in stacks)
         if is_stack and not inside and name.rsplit(".", 1)[-1] not in _CONNECTORS:
             stacks.append(name)
-            yield from (f"{name}.{i}" for i in range(len(module)))
+            yield [f"{name}.{i}" for i in range(len(module))]
+
+
+def reads_hidden_states(base: PreTrainedModel) -> bool:
+    """Tell whether a base chooses hidden states of its vision tower by index, rather than take its last output.
+
+    Args:
+        base: Any transformers model.
+    """
+    return getattr(base.config, "vision_feature_layer", None) is not None
 
 
 def _num_read(base: PreTrainedModel, count: int) -> int:
     """How many vision blocks lie before the deepest hidden state that the model reads."""
-    read = getattr(base.config, "vision_feature_layer", None)
-    if read is None:
+    if not reads_hidden_states(base):
         return count
+    read = base.config.vision_feature_layer
     layers = [read] if isinstance(read, int) else list(read)
     return max(layer if layer >= 0 else count + 1 + layer for layer in layers)
