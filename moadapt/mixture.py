@@ -74,7 +74,7 @@ class MixtureSpec:
         return (*shared, *(Adapter(name, spec, i) for i, (name, spec) in enumerate(self.experts.items())))
 
     def sites(self, found: Anatomy) -> dict[Site, list[Adapter]]:
-        """Return the sites in model order, each with the adapters that sit there.
+        """Return the sites, those that are read in model order first, each with the adapters that sit there.
 
         Raises:
             ValueError: An adapter's placement matches nothing, or no expert sits anywhere.
@@ -83,7 +83,8 @@ class MixtureSpec:
         chosen = {a.name: set(a.spec.sites(found, self.placement)) for a in adapters}
         if self.experts and not any(chosen[name] for name in self.experts):
             raise ValueError("no expert sits anywhere; give one of them a rank above 0 at a site")
-        sites = {site: [a for a in adapters if site in chosen[a.name]] for site in found.sites}
+        every = (*found.sites, *found.unread)
+        sites = {site: [a for a in adapters if site in chosen[a.name]] for site in every}
         return {site: here for site, here in sites.items() if here}
 
 

@@ -1,11 +1,14 @@
 """Placement: which sites an adapter sits at, in words that hold for every base."""
 
-import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from moadapt.misplaced import ambiguity, misplacement
 from moadapt.sites import KINDS, Anatomy, Site
 from moadapt.towers import TOWERS
+
+Depth = tuple[float, float]
 
 
 class Placeable(Protocol):
@@ -24,30 +27,60 @@ class Placement:
     """Which sites an adapter sits at.
 
     Args:
-        towers: Names of towers; None is the language tower where there is one, else every tower.
+        towers: Names of towers; None is the towers that `depth` or `modules` name, else the language tower where there
+            is one, else every tower.
         kinds: Kinds of site in a tower's blocks; None is what the adapter's family sits at by default, for LoRA
             `attention` and `mlp`. A chosen connector is taken whole.
-        depth: First and last fraction of each tower's blocks, between 0 and 1; `(0.5, 1)` is the upper half.
+        depth: First and last fraction of each tower's blocks, between 0 and 1; `(0.5, 1)` is the upper half: a block is
+            in if it begins in the interval. Or such a pair by tower, other towers being taken whole. Encoder and
+            decoder have a depth each.
+        every: Take every n-th block, counted from the first one in the interval.
         modules: Module names (`q_proj`) or whole paths; None is every module of those kinds.
+        unread: Whether to take also what the model computes but never reads, such as the last vision block of LLaVA,
+            where adapters get no gradient.
 
     Raises:
-        ValueError: A tower or kind is unknown, or the depth is no interval within 0 and 1.
+        ValueError: A tower or kind is unknown, the depth is no interval within 0 and 1, or `every` is below 1.
     """
 
     towers: tuple[str, ...] | None = None
     kinds: tuple[str, ...] | None = None
-    depth: tuple[float, float] = (0.0, 1.0)
+    depth: Depth | Mapping[str, Depth] = field(default=(0.0, 1.0), hash=False)
+    every: int = 1
     modules: tuple[str, ...] | None = None
+    unread: bool = False
 
     def __post_init__(self) -> None:
-        """Check names and interval."""
-        for given, known in ((self.towers or (), TOWERS), (self.kinds or (), KINDS)):
+        """Check names and intervals."""
+        by_tower = self.depth if isinstance(self.depth, Mapping) else {}
+        for given, known in (
+            (self.towers or (), TOWERS),
+            (self.kinds or (), KINDS),
+            (by_tower, TOWERS if self.towers is None else self.towers),
+        ):
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise ValueError(f"placement names {', '.join(unknown)}; choose from {', '.join(known)}")
-        low, high = self.depth
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"placement depth is {self.depth}; give two fractions with 0 <= first < last <= 1")
+        if isinstance(self.depth, Mapping):  # pairs read from a file are lists
+            object.__setattr__(self, "depth", {name: tuple(pair) for name, pair in self.depth.items()})
+        for pair in by_tower.values() if isinstance(self.depth, Mapping) else (self.depth,):
+            if len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
+                raise ValueError(f"placement depth is {pair}; give two fractions with 0 <= first < last <= 1")
+        if self.every < 1:
+            raise ValueError(f"placement takes every {self.every}-th block; give 1 or more")
+
+    @classmethod
+    def named(cls, name: str) -> "Placement":
+        """Return one of `NAMED`; in YAML its name alone stands for it.
+
+        Raises:
+            ValueError: There is no such placement; the names are listed.
+        """
+        if name not in NAMED:
+            raise ValueError(
+                f"no placement is called {name!r}; there are {', '.join(NAMED)}; or give towers, kinds, depth, every"
+            )
+        return NAMED[name]
 
     def sites(self, parts: Anatomy, family: Placeable) -> tuple[Site, ...]:
         """Return the sites that this chooses for an adapter.
@@ -57,29 +90,69 @@ class Placement:
             family: Spec of the adapter.
 
         Raises:
-            ValueError: It chooses none; the message lists what there is.
+            ValueError: It chooses none, and the message lists what there is; or a module name is found in several
+                towers, and none was named.
         """
-        default = ("language",) if any(t.name == "language" for t in parts.towers) else TOWERS
-        towers, possible = self.towers or default, parts.of_form(*family.forms)
         kinds = family.default_kinds() if self.kinds is None else self.kinds
-        chosen = tuple(s for s in possible if s.tower in towers and self._matches(s, parts, kinds))
+        towers = self._towers(parts)
+        possible = parts.of_form(*family.forms, unread=self.unread)
+        named = [s for s in possible if self._is_named(s, kinds) and (towers is None or s.tower in towers)]
+        if towers is None:
+            self._refuse_ambiguous(named)
+        chosen = self._at_depth(parts, named)
         if not chosen:
-            raise ValueError(f"{self} matches no site of this base; {self._near(parts, possible)}")
+            raise ValueError(f"{self} matches no site of this base; {misplacement(self.modules, parts, family)}")
         return chosen
 
-    def _matches(self, site: Site, parts: Anatomy, kinds: tuple[str, ...]) -> bool:
+    def _towers(self, parts: Anatomy) -> tuple[str, ...] | None:
+        """Return the towers to look in; None where names of modules must say it."""
+        if self.towers is not None:
+            return self.towers
+        if isinstance(self.depth, Mapping):
+            return tuple(self.depth)
         if self.modules is not None:
-            if not any(site.path == name or site.path.endswith("." + name) for name in self.modules):
-                return False
-        elif site.kind not in kinds and site.tower != "connector":
-            return False
-        if site.layer is None:
-            return True
-        low, high = (bound * len(parts.tower(site.tower).blocks) for bound in self.depth)
-        return low - 1e-6 <= site.layer < high - 1e-6
+            return None
+        return ("language",) if any(tower.name == "language" for tower in parts.towers) else TOWERS
 
-    def _near(self, parts: Anatomy, possible: tuple[Site, ...]) -> str:
-        names = sorted({site.path.rsplit(".", 1)[-1] for site in possible})
-        near = [n for wanted in self.modules or () for n in difflib.get_close_matches(wanted, names, n=3)]
-        found = ", ".join(f"{t.name} ({len(t.blocks)} blocks)" for t in parts.towers)
-        return f"near names: {', '.join(near) or 'none'}; towers: {found}; modules: {', '.join(names) or 'none'}"
+    def _is_named(self, site: Site, kinds: tuple[str, ...]) -> bool:
+        if self.modules is not None:
+            return any(site.path == name or site.path.endswith("." + name) for name in self.modules)
+        return site.kind in kinds or site.tower == "connector"
+
+    def _refuse_ambiguous(self, named: list[Site]) -> None:
+        for name in self.modules or ():
+            found = [site for site in named if site.path.endswith("." + name)]
+            if len({site.tower for site in found}) > 1 and all(site.path != name for site in named):
+                raise ValueError(f"{self}: {ambiguity(name, found)}")
+
+    def _at_depth(self, parts: Anatomy, named: list[Site]) -> tuple[Site, ...]:
+        layers = {tower: self.layers(parts, tower) for tower in {site.tower for site in named}}
+        return tuple(s for s in named if s.layer is None or s.layer in layers[s.tower])
+
+    def layers(self, parts: Anatomy, tower: str) -> frozenset[int]:
+        """Return the blocks of a tower that this chooses, read or not.
+
+        Args:
+            parts: Anatomy of the base.
+            tower: Name of the tower.
+        """
+        found = parts.tower(tower)
+        low, high = self.depth.get(tower, (0.0, 1.0)) if isinstance(self.depth, Mapping) else self.depth
+        chosen: list[int] = []
+        for first, count in found.starts():
+            inside = [i for i in range(count) if low * count - 1e-6 <= i < high * count - 1e-6]
+            chosen += [first + i for i in inside[:: self.every]]
+        return frozenset(chosen)
+
+
+_BLOCKS = ("vision", "language")
+NAMED = {
+    "all": Placement(towers=_BLOCKS),
+    "top": Placement(towers=("language",), depth=(0.5, 1.0)),
+    "bottom": Placement(towers=("vision",), depth=(0.0, 0.5)),
+    "sparse": Placement(towers=_BLOCKS, every=2),
+    "vision": Placement(towers=("vision",)),
+    "language": Placement(towers=("language",)),
+}
+"""Published strategies over the blocks of both towers: all of them, the upper half of the language tower, the lower
+half of the vision tower, every second block, one tower alone."""

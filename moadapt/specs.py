@@ -58,9 +58,22 @@ def bind(part: type[Any], given: Mapping[str, Any]) -> Any:
 
 
 def _value(name: str, value: Any) -> Any:
-    if name == "placement" and isinstance(value, Mapping):
-        return bind(Placement, value)
+    if name == "placement" and isinstance(value, str | Mapping):
+        return placement_of(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def placement_of(given: Mapping[str, Any] | str) -> Placement:
+    """Return the placement that a file or a command line names or spells out.
+
+    Args:
+        given: Its name, or its fields.
+
+    Raises:
+        ValueError: The name or a field is unknown.
+    """
+    placement: Placement = Placement.named(given) if isinstance(given, str) else bind(Placement, given)
+    return placement
 
 
 def fields_of(spec: Any) -> dict[str, Any]:
@@ -71,4 +84,6 @@ def fields_of(spec: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return fields_of(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
     return list(value) if isinstance(value, tuple) else value

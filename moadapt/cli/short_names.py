@@ -1,18 +1,24 @@
 """Short names in configurations: `class_path: top_k` becomes the class's dotted path before anything is parsed.
 
 A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, and the entries of `experts` and
-`tasks`. Its settings are checked here too, since the class tells best what it accepts.
+`tasks`. Its settings are checked here too, since the class tells best what it accepts. A named `placement` becomes its
+fields.
 """
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from moadapt.placement import Placement
 from moadapt.registry import DATASETS, FAMILIES, ROUTERS, TASKS, Registry
+from moadapt.specs import fields_of
 
 _PARTS = {"router": ROUTERS, "shared": FAMILIES, "dataset": DATASETS}
 _MAPS = {"experts": FAMILIES, "tasks": TASKS}
+_PLACEMENT = "placement"
 
 
 def resolve(config: Any) -> Any:
@@ -32,6 +38,8 @@ def resolve(config: Any) -> Any:
             resolved[key] = _part(str(key), value, _PARTS[key])
         elif key in _MAPS and isinstance(value, Mapping):
             resolved[key] = {name: _part(f"{key}.{name}", part, _MAPS[key]) for name, part in value.items()}
+        elif key == _PLACEMENT and isinstance(value, str) and value:
+            resolved[key] = fields_of(Placement.named(value))
         else:
             resolved[key] = resolve(value)
     return resolved
@@ -47,15 +55,15 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
         ValueError: A name is unknown; the near ones are listed.
     """
     resolved: list[str] = []
-    registry: Registry | None = None
+    spell: Callable[[str], str] | None = None
     for argument in arguments:
         option, separator, value = argument.partition("=")
-        here = _registry_of(option) if option.startswith("--") else None
+        here = _speller_of(option) if option.startswith("--") else None
         if here is not None and separator:
-            resolved.append(f"{option}={_path_in_text(value, here)}")
+            resolved.append(f"{option}={here(value)}")
         else:
-            resolved.append(argument if registry is None else _path_in_text(argument, registry))
-        registry = here if not separator else None
+            resolved.append(argument if spell is None else spell(argument))
+        spell = here if not separator else None
     return resolved
 
 
@@ -89,7 +97,8 @@ def _part(section: str, value: Any, registry: Registry) -> Any:
     if extra:
         raise ValueError(f"{section} has {', '.join(extra)} beside class_path; put settings under init_args")
     check_keys(f"{section} ({value['class_path']})", settings, registry.get(value["class_path"]))
-    return {**value, "class_path": _path(value["class_path"], registry)}
+    full = {**value, "class_path": _path(value["class_path"], registry)}
+    return full if "init_args" not in full else {**full, "init_args": resolve(settings)}
 
 
 def _path(name: str, registry: Registry) -> str:
@@ -97,15 +106,17 @@ def _path(name: str, registry: Registry) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
-def _path_in_text(value: str, registry: Registry) -> str:
-    """Resolve a bare name; null and inline mappings are left to the parser."""
-    return value if value in ("", "null") or value.startswith(("{", "-")) else _path(value, registry)
+def _in_text(value: str, spell: Callable[[str], str]) -> str:
+    """Spell a bare name out; null and inline mappings are left to the parser."""
+    return value if value in ("", "null") or value.startswith(("{", "-")) else spell(value)
 
 
-def _registry_of(option: str) -> Registry | None:
+def _speller_of(option: str) -> Callable[[str], str] | None:
+    """Return what spells the value of an option out, if its key says that it names something."""
     keys = option.removeprefix("--").split(".")
+    if keys[-1] == _PLACEMENT:
+        return partial(_in_text, spell=lambda name: json.dumps(fields_of(Placement.named(name))))
     if keys[-1] == "class_path":
         keys = keys[:-1]
-    if len(keys) > 1 and keys[-2] in _MAPS:
-        return _MAPS[keys[-2]]
-    return _PARTS.get(keys[-1])
+    registry = _MAPS[keys[-2]] if len(keys) > 1 and keys[-2] in _MAPS else _PARTS.get(keys[-1])
+    return None if registry is None else partial(_in_text, spell=partial(_path, registry=registry))

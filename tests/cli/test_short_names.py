@@ -1,15 +1,19 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moadapt import Placement
 from moadapt.adapters import LoRA
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import ROUTERS, name_files
+from moadapt.specs import fields_of
 
 TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
 LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
 SCENES = "moadapt_tasks.digit_scenes.dataset.DigitScenes"
+TOP = fields_of(Placement.named("top"))
 
 
 def test_names_become_paths_wherever_their_key_stands() -> None:
@@ -22,7 +26,8 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
             },
             "data": {"dataset": "digit_scenes", "tasks": {"vqa": {"class_path": "vqa"}}, "batch_size": 4},
         },
-        "model": {"init_args": {"router": BY_TASK, "shared": None}},
+        "model": {"init_args": {"router": BY_TASK, "shared": None, "placement": {"every": 2}}},
+        "also": {"shared": {"class_path": "lora", "init_args": {"placement": "top"}}, "placement": "top"},
     }
     assert resolve(config) == {
         "fit": {
@@ -33,7 +38,8 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
             },
             "data": {"dataset": SCENES, "tasks": {"vqa": {"class_path": VQA}}, "batch_size": 4},
         },
-        "model": {"init_args": {"router": BY_TASK, "shared": None}},
+        "model": {"init_args": {"router": BY_TASK, "shared": None, "placement": {"every": 2}}},
+        "also": {"shared": {"class_path": LORA, "init_args": {"placement": TOP}}, "placement": TOP},
     }
 
 
@@ -49,6 +55,8 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
         (["--model.shared", "null", "top_k"], ["--model.shared", "null", "top_k"]),
         (["--model.router", "{class_path: x}"], ["--model.router", "{class_path: x}"]),
         (["--model.base", "top_k"], ["--model.base", "top_k"]),
+        (["--model.placement", "top"], ["--model.placement", json.dumps(TOP)]),
+        (["--model.placement={towers: [vision]}"], ["--model.placement={towers: [vision]}"]),
     ],
 )
 def test_arguments_are_resolved_at_the_same_keys(given: list[str], expected: list[str]) -> None:
@@ -64,6 +72,7 @@ def test_arguments_are_resolved_at_the_same_keys(given: list[str], expected: lis
             {"router": {"class_path": "top_k", "init_args": {"kk": 2}}},
             r"router \(top_k\) has no setting 'kk'; did you mean k\? It accepts scope, per, k",
         ),
+        ({"placement": "tops"}, "no placement is called 'tops'; there are all, top"),
         ({"router": {"class_path": "top_k", "k": 2}}, "router has k beside class_path; put settings under init_args"),
     ],
 )

@@ -12,15 +12,19 @@ import yaml
 from safetensors.torch import load_file
 
 import moadapt as library
+from moadapt import Placement
 from moadapt.bases import load_base
 from moadapt.cli.trainer import Interface
+from moadapt.specs import fields_of
 from tests.cli.conftest import Moadapt
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_fit_leaves_checkpoint_mixture_settings_and_logs(moadapt: Moadapt, tmp_path: Path, base: str) -> None:
-    assert moadapt("fit", "--model.experts.small.rank", "3") == 0
+    own = "{towers: [language], depth: {language: [0.5, 1]}, every: 2}"
+    given = ["--model.experts.small.rank", "3", "--model.placement", "language"]
+    assert moadapt("fit", *given, "--model.experts.small.placement", own) == 0
     run = tmp_path / "run"
     stored = torch.load(run / "last.ckpt", weights_only=True)
     assert stored["global_step"] == 3
@@ -30,6 +34,9 @@ def test_fit_leaves_checkpoint_mixture_settings_and_logs(moadapt: Moadapt, tmp_p
     assert settings["model"]["router"]["class_path"] == "moadapt_routers.top_k.TopK"
     assert settings["model"]["experts"]["small"]["init_args"]["rank"] == 3
     assert settings["data"]["base"] == base
+    stored_spec = json.loads((run / "mixture" / "mixture.json").read_text())
+    assert stored_spec["placement"] == fields_of(Placement.named("language"))
+    assert stored_spec["experts"][0]["placement"]["depth"] == {"language": [0.5, 1]}
     header = next((run / "csv").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
     assert {"loss", "loss/small", "loss/large"} <= set(header)
     assert list((run / "tensorboard").glob("events.*"))

@@ -67,7 +67,9 @@ def test_every_field_of_specs_comes_back(tmp_path: Path) -> None:
         shared=LoRA(rank=3, alpha=0.1, rank_stabilized=True, dropout=0.2),
         experts={"b": LoRA(rank=5, placement=upper, dropout=0.2), "a": LoRA(rank=2, alpha=1e-30, dropout=0.2)},
         router=Constant(weights=(0.1, -2 / 3)),
-        placement=Placement(modules=("q_proj", "model.language_model.layers.0.mlp.up_proj")),
+        placement=Placement(
+            depth={"vision": (0.0, 0.5), "language": (1 / 3, 1.0)}, every=2, modules=("q_proj", "k_proj"), unread=True
+        ),
     )
     randomize(mixture)
     assert_same_on_disk(mixture.eval(), tmp_path / "saved")

@@ -127,13 +127,13 @@ def test_the_order_of_experts_is_the_order_of_weights() -> None:
 
 
 def test_adapters_sit_where_their_own_placement_says() -> None:
-    upper = Placement(modules=("q_proj",), depth=(0.5, 1))
+    upper = Placement(towers=("language",), modules=("q_proj",), depth=(0.5, 1))
     mixture = attach(
         tiny_llava(),
         shared=LoRA(),
         experts={"a": LoRA(placement=upper), "b": LoRA(placement=Placement(towers=("connector",)))},
         router=ByTask(),
-        placement=Placement(modules=("q_proj", "k_proj")),
+        placement=Placement(towers=("language",), modules=("q_proj", "k_proj")),
     )
     found = {site.path: bank.names for site, bank in mixture.banks()}
     layer, connector = "model.language_model.layers", "model.multi_modal_projector"

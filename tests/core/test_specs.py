@@ -39,6 +39,7 @@ def test_a_router_comes_back(router: Any) -> None:
         Placement(),
         Placement(towers=("vision", "connector"), kinds=(), depth=(1 / 3, 0.7)),
         Placement(modules=("q_proj", "model.layers.0.mlp.up_proj")),
+        Placement(depth={"vision": (0.0, 0.5), "language": (1 / 3, 1.0)}, every=3, unread=True),
     ],
     ids=str,
 )
@@ -62,7 +63,14 @@ def test_every_number_comes_back_exactly(spec: Any, registry: Registry) -> None:
 
 def test_json_holds_the_name_and_plain_values() -> None:
     stored = to_json(LoRA(placement=Placement(depth=(0.5, 1.0), modules=("q_proj",))), FAMILIES)
-    placement = {"towers": None, "kinds": None, "depth": [0.5, 1.0], "modules": ["q_proj"]}
+    placement = {
+        "towers": None,
+        "kinds": None,
+        "depth": [0.5, 1.0],
+        "every": 1,
+        "modules": ["q_proj"],
+        "unread": False,
+    }
     assert stored["name"] == "lora"
     assert stored["placement"] == placement
     assert stored == {"name": "lora", **fields_of(LoRA()), "placement": placement}
@@ -72,6 +80,7 @@ def test_what_a_user_writes_is_completed_with_defaults() -> None:
     assert from_json({"name": "top_k", "k": 1}, ROUTERS) == TopK(k=1)
     found = from_json({"name": "lora", "placement": {"depth": [0.5, 1]}}, FAMILIES)
     assert found == LoRA(placement=Placement(depth=(0.5, 1)))
+    assert from_json({"name": "lora", "placement": "top"}, FAMILIES) == LoRA(placement=Placement.named("top"))
 
 
 def test_a_class_without_a_short_name_is_stored_by_its_path() -> None:
