@@ -1,14 +1,16 @@
 """One forward pass of the base: its rows, what is prompt, and the routings decided so far."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from moadapt.routing import Routing
 
+T = TypeVar("T")
 _TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
 
 
@@ -71,6 +73,29 @@ class Call:
     images_match: bool = True
     recomputing: bool = False
     overridden: bool = False
+    _found: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, name: str, find: Callable[[], T]) -> T:
+        """Return what banks need of the call as a whole, found by the first of them.
+
+        Args:
+            name: Of what is found.
+            find: Finds it.
+        """
+        if name not in self._found:
+            self._found[name] = find()
+        found: T = self._found[name]
+        return found
+
+
+def image_token_of(base: PreTrainedModel) -> int | None:
+    """Return the token id that stands for an image patch, if a base has one.
+
+    Args:
+        base: Any transformers model.
+    """
+    token: int | None = getattr(base.config, "image_token_id", getattr(base.config, "image_token_index", None))
+    return token
 
 
 def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | None, *, continues: bool) -> Call:

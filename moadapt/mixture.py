@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moadapt.adapted import AdaptedModule
 from moadapt.adapters.family import Adapter, Bank, FamilySpec
-from moadapt.call import Request
+from moadapt.call import Request, image_token_of
 from moadapt.context import CallContext, block_input, routers_of
 from moadapt.names import SHARED, check_names
 from moadapt.placement import Placement
@@ -100,19 +100,20 @@ class Mixture(nn.Module):
         super().__init__()
         self.base, self.spec = base, spec
         self.anatomy = anatomy(base)
+        for adapter in spec.adapters():
+            adapter.spec.check_base(base, self.anatomy)
         self.sites = spec.sites(self.anatomy)
         routed = [site for site, here in self.sites.items() if any(a.expert is not None for a in here)]
         router = spec.router
         self.places = () if router is None else plan_places(base, self.anatomy, routed, router)
         self.routers = nn.ModuleList(router.build(p.dim, len(self.tasks)) for p in self.places if router is not None)
         self.routers.to(base.device)
-        image = getattr(base.config, "image_token_id", getattr(base.config, "image_token_index", None))
         self.context = CallContext(
             self.places,
             routers_of(self.routers),
             router,
             self.tasks,
-            image,
+            image_token_of(base),
             self._embed,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
         )

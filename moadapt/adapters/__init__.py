@@ -1,7 +1,8 @@
 """Adapter families: one a file."""
 
 from moadapt.adapters.bottleneck import Bottleneck
+from moadapt.adapters.cross_modal import CrossModal
 from moadapt.adapters.family import Adapter, Bank, Delta, FamilySpec, NotMergeable
 from moadapt.adapters.lora import LoRA
 
-__all__ = ["Adapter", "Bank", "Bottleneck", "Delta", "FamilySpec", "LoRA", "NotMergeable"]
+__all__ = ["Adapter", "Bank", "Bottleneck", "CrossModal", "Delta", "FamilySpec", "LoRA", "NotMergeable"]

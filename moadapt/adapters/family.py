@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from moadapt.call import Call
 from moadapt.placement import Placement
@@ -208,6 +209,17 @@ class FamilySpec(ABC):
             ValueError: There are none; the message lists what there is.
         """
         return (self.placement or default).sites(found, self)
+
+    def check_base(self, base: PreTrainedModel, parts: Anatomy) -> None:  # noqa: B027, most families need nothing
+        """Refuse a base that the family is not made for.
+
+        Args:
+            base: The base.
+            parts: Its anatomy.
+
+        Raises:
+            ValueError: The base lacks what the adapters need; the message says what.
+        """
 
     def shares_with(self) -> Hashable:
         """Return what adapters of this family must have in common to be stacked in one bank."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from moadapt import Routing
 from moadapt.adapters import Bank, FamilySpec, NotMergeable
 from moadapt.adapters.family import Adapter
+from moadapt.call import Call
 from moadapt.sites import Site
 from tests.conformance.canonical import FAMILY_PARAMS, family_cases, routing_value
 
@@ -33,6 +34,14 @@ def values_at(family: type[FamilySpec], *axes: int) -> tuple[Tensor, Tensor]:
     return x, torch.randn(*axes, site.out_features, dtype=torch.float64)
 
 
+def call_of(x: Tensor) -> Call:
+    """A call whose second and third tokens stand for image patches and whose last one is no prompt."""
+    rows, tokens = x.shape[:2] if x.ndim == 3 else (1, len(x))
+    prompt, image = torch.ones(rows, tokens, dtype=torch.bool), torch.zeros(rows, tokens, dtype=torch.bool)
+    prompt[:, -1], image[:, 1:3] = False, True
+    return Call(rows, prompt=prompt, image=image)
+
+
 def bank_of(family: type[FamilySpec], experts: dict[str, int | None]) -> Bank:
     """A bank of random float64 adapters."""
     site, module = site_of(family)
@@ -49,7 +58,7 @@ def one_by_one(family: type[FamilySpec], bank: Bank, x: Tensor, y: Tensor, routi
     for name in bank.names:
         alone = bank_of(family, {name: None})
         alone.load_state(name, bank.state(name))
-        added, expert = alone(x, y, None), PRESENT[name]
+        added, expert = alone(x, y, None, call_of(x)), PRESENT[name]
         if expert is not None:
             assert routing is not None
             weight = routing.dense()[..., expert]  # (B|1, T|1, H|1)
@@ -70,7 +79,7 @@ def test_a_bank_adds_what_its_adapters_add(family: type[FamilySpec], name: str) 
     routing.weights.requires_grad_()
     x, y = values_at(family, ROWS, TOKENS)
     read, into = (x.requires_grad_(), y.requires_grad_(), routing.weights), torch.randn_like(y)
-    found, expected = bank(x, y, routing), one_by_one(family, bank, x, y, routing)
+    found, expected = bank(x, y, routing, call_of(x)), one_by_one(family, bank, x, y, routing)
     assert_equal(found, expected)
     gradients = zip(
         torch.autograd.grad(found, read, into, allow_unused=True, materialize_grads=True),
@@ -80,7 +89,7 @@ def test_a_bank_adds_what_its_adapters_add(family: type[FamilySpec], name: str) 
     for ours, theirs in gradients:
         assert_equal(ours, theirs)
     with torch.no_grad():
-        assert_equal(bank.add_to(y.clone(), x, routing), y + expected)
+        assert_equal(bank.add_to(y.clone(), x, routing, call_of(x)), y + expected)
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
@@ -88,14 +97,14 @@ def test_a_bank_takes_inputs_without_a_row_axis(family: type[FamilySpec]) -> Non
     bank = bank_of(family, PRESENT)
     routing = routing_value("constant", rows=1, tokens=1, experts=EXPERTS, dtype=torch.float64)
     x, y = values_at(family, 7)
-    assert_equal(bank(x, y, routing), one_by_one(family, bank, x, y, routing))
+    assert_equal(bank(x, y, routing, call_of(x)), one_by_one(family, bank, x, y, routing))
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
 def test_a_shared_adapter_alone_needs_no_routing(family: type[FamilySpec]) -> None:
     bank = bank_of(family, {"shared": None})
     x, y = values_at(family, ROWS, TOKENS)
-    assert_equal(bank(x, y, None), one_by_one(family, bank, x, y, None))
+    assert_equal(bank(x, y, None, call_of(x)), one_by_one(family, bank, x, y, None))
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
@@ -109,7 +118,7 @@ def test_fixed_weights_make_an_affine_map_or_a_refusal(family: type[FamilySpec])
     delta = bank.delta(weights)
     x, y = values_at(family, 7)
     added = x @ delta.weight().T + (0 if delta.bias is None else delta.bias)
-    assert_equal(added, bank(x, y, Routing.constant(weights)))
+    assert_equal(added, bank(x, y, Routing.constant(weights), call_of(x)))
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
@@ -117,7 +126,7 @@ def test_growing_trimming_and_freezing_keep_the_others_bits_and_outputs(family: 
     bank = bank_of(family, PRESENT)
     x, y = values_at(family, ROWS, TOKENS)
     routing = routing_value("sequence_dense", rows=ROWS, tokens=1, experts=EXPERTS, dtype=torch.float64)
-    states, expected = {name: bank.state(name) for name in bank.names}, bank(x, y, routing)
+    states, expected = {name: bank.state(name) for name in bank.names}, bank(x, y, routing, call_of(x))
 
     def assert_kept(names: tuple[str, ...]) -> None:
         assert set(bank.names) == set(names)
@@ -128,14 +137,14 @@ def test_growing_trimming_and_freezing_keep_the_others_bits_and_outputs(family: 
     bank.grow(Adapter("four", family(), 4))
     assert_kept((*PRESENT, "four"))
     wider = Routing(torch.cat([routing.weights, torch.ones(ROWS, 1, 1, 1, dtype=torch.float64)], dim=-1), EXPERTS + 1)
-    assert_equal(bank(x, y, wider), expected)
+    assert_equal(bank(x, y, wider, call_of(x)), expected)
 
     for frozen in ("zero", "shared"):
         before = sum(p.numel() for p in bank.parameters() if p.requires_grad)
         bank.freeze(frozen)
         assert_kept((*PRESENT, "four"))
         for value in (wider, _one_expert(wider)):
-            assert_equal(bank(x, y, value), one_by_one_of(family, bank, states, x, y, value))
+            assert_equal(bank(x, y, value, call_of(x)), one_by_one_of(family, bank, states, x, y, value))
         size = sum(tensor.numel() for tensor in states[frozen].values())
         assert sum(p.numel() for p in bank.parameters() if p.requires_grad) == before - size
 
@@ -143,7 +152,7 @@ def test_growing_trimming_and_freezing_keep_the_others_bits_and_outputs(family: 
     assert_kept(("shared", "two", "four"))
     swapped = Routing(wider.weights[..., [4, 2]], 2)
     without_zero = Routing(wider.weights * torch.tensor([0, 1, 1, 1, 1.0]), EXPERTS + 1)
-    assert_equal(bank(x, y, swapped), one_by_one_of(family, bank, states, x, y, without_zero))
+    assert_equal(bank(x, y, swapped, call_of(x)), one_by_one_of(family, bank, states, x, y, without_zero))
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
@@ -152,7 +161,7 @@ def test_a_bank_without_experts_left_adds_nothing(family: type[FamilySpec]) -> N
     bank.trim([])
     x, y = values_at(family, ROWS, TOKENS)
     assert bank.names == ()
-    none = bank(x, y, routing_value("constant", rows=1, tokens=1, dtype=torch.float64))
+    none = bank(x, y, routing_value("constant", rows=1, tokens=1, dtype=torch.float64), call_of(x))
     assert torch.equal(none, torch.zeros_like(y))
     bank.grow(Adapter("new", family(), 0))
     assert bank.names == ("new",)
@@ -192,5 +201,5 @@ def one_by_one_of(
         alone.load_state(name, state)
         expert = PRESENT[name]
         weight = 1.0 if expert is None else routing.dense()[..., expert]
-        total = total + weight * alone(x, y, None)
+        total = total + weight * alone(x, y, None, call_of(x))
     return total
