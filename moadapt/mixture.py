@@ -252,6 +252,22 @@ class Mixture(nn.Module):
         finally:
             self.context.available = before
 
+    def freeze(self, name: str) -> None:
+        """Move an adapter to the frozen stacks, where no optimiser reaches it. Only between fits.
+
+        Args:
+            name: Of an expert, or `shared`.
+
+        Raises:
+            ValueError: There is no such adapter.
+        """
+        known = [adapter.name for adapter in self.spec.adapters()]
+        if name not in known:
+            raise ValueError(f"there is no adapter {name!r} to freeze; this mixture has {', '.join(known)}")
+        for _, bank in self.banks():
+            if name in bank.names:
+                bank.freeze(name)
+
     @contextmanager
     def trace(self) -> Iterator[Trace]:
         """Record every routing that is decided within the `with` block, per place, on the CPU."""

@@ -198,6 +198,7 @@ def _as_class(place: str, found: object) -> type[Any]:
 
 FAMILIES = Registry("adapter family", package="moadapt.adapters", group="moadapt.adapters")
 MERGES = Registry("merge method", package="moadapt.merging", group="moadapt.merging")
+OBJECTIVES = Registry("objective", package="moadapt.objectives", group="moadapt.objectives")
 ROUTERS = Registry("router", group="moadapt.routers")
 TASKS = Registry("task", group="moadapt.tasks")
 BASES = Registry("base", group="moadapt.tasks")

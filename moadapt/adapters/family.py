@@ -47,6 +47,25 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The weight changes of a bank's adapters in low-rank form, for whatever compares adapters with each other.
+
+    For each adapter, `up^T down` over its ranks is the whole change, (F, D), its scale included.
+
+    Args:
+        owners: Names of the adapters that the stacked ranks belong to, one a rank.
+        down: (R, D).
+        up: (R, F).
+        frozen: Names of adapters that no optimiser reaches.
+    """
+
+    owners: tuple[str, ...]
+    down: Tensor
+    up: Tensor
+    frozen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Adapter:
     """One adapter of a mixture, as a bank sees it.
 
@@ -126,6 +145,10 @@ class Bank(nn.Module, ABC):
         Raises:
             NotMergeable: The family is no affine map; the message says why.
         """
+
+    def low_rank(self) -> Factors | None:
+        """Return the adapters in low-rank form, through which gradients reach them; None where there is none."""
+        return None
 
     @abstractmethod
     def state(self, name: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.family import Adapter, Delta
+from moadapt.adapters.family import Adapter, Delta, Factors
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.adapters.stacked import StackedBank, all_weights
 from moadapt.call import Call
@@ -130,6 +130,12 @@ class LoRABank(StackedBank):
         down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
         spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
         return Delta(down, up * spread.reshape(-1, 1))
+
+    def low_rank(self) -> Factors:
+        """Return the stacked factors, the scales folded into `up`."""
+        down, up = self.factors(self.stack("up").dtype)
+        owners = tuple(adapter.name for adapter in self._rows())
+        return Factors(owners, down, up * self._ranks.scale(up.dtype).unsqueeze(1), self.frozen)
 
     def _index(self) -> None:
         """Rebuild the maps from stacked ranks to experts."""

@@ -217,6 +217,11 @@ class StackedBank(Bank):
                 f"{self.site.path}: {heads} routing heads do not divide its widths {widths}; choose a number that does"
             )
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the adapters that no optimiser reaches."""
+        return frozenset(a.name for part in PARTS if "frozen" in part for a in self._adapters[part])
+
     def _in_order(self) -> list[Adapter]:
         return [adapter for part in PARTS for adapter in self._adapters[part]]
 

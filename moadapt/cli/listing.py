@@ -15,6 +15,7 @@ KINDS: dict[str, Registry] = {
     "families": registry.FAMILIES,
     "tasks": registry.TASKS,
     "merges": registry.MERGES,
+    "objectives": registry.OBJECTIVES,
     "bases": registry.BASES,
     "datasets": registry.DATASETS,
 }
@@ -24,7 +25,7 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, tasks, merges, bases or datasets; all by default.
+        kind: routers, families, tasks, merges, objectives, bases or datasets; all by default.
 
     Raises:
         ValueError: There is no such kind.

@@ -14,7 +14,11 @@ from moadapt.cli.signals import Interrupted, interruptible
 # Name: (module, function, what it does). A function's typed signature and docstring make its options and help.
 COMMANDS = {
     "demo": ("moadapt.cli.demo", "demo", "show the whole job on digit scenes, offline"),
-    "list": ("moadapt.cli.listing", "list_parts", "list routers, families, tasks, merges, bases, data sets"),
+    "list": (
+        "moadapt.cli.listing",
+        "list_parts",
+        "list routers, families, tasks, merges, objectives, bases, data sets",
+    ),
     "pretrain": ("moadapt.cli.pretrain", "pretrain", "make a shipped base again"),
 }
 # These are Lightning's and take `-c file.yaml`.

@@ -1,8 +1,8 @@
 """Short names in configurations: `class_path: top_k` becomes the class's dotted path before anything is parsed.
 
-A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, and the entries of `experts` and
-`tasks`. Its settings are checked here too, since the class tells best what it accepts. A named `placement` becomes its
-fields.
+A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, and the entries of `experts`,
+`tasks` and `objectives`. Its settings are checked here too, since the class tells best what it accepts. A named
+`placement` becomes its fields.
 """
 
 import difflib
@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any
 
 from moadapt.placement import Placement
-from moadapt.registry import DATASETS, FAMILIES, ROUTERS, TASKS, Registry
+from moadapt.registry import DATASETS, FAMILIES, OBJECTIVES, ROUTERS, TASKS, Registry
 from moadapt.specs import fields_of
 
 _PARTS = {"router": ROUTERS, "shared": FAMILIES, "dataset": DATASETS}
 _MAPS = {"experts": FAMILIES, "tasks": TASKS}
+_LISTS = {"objectives": OBJECTIVES}
 _PLACEMENT = "placement"
 
 
@@ -40,6 +41,8 @@ def resolve(config: Any) -> Any:
             resolved[key] = {name: _part(f"{key}.{name}", part, _MAPS[key]) for name, part in value.items()}
         elif key == _PLACEMENT and isinstance(value, str) and value:
             resolved[key] = fields_of(Placement.named(value))
+        elif key in _LISTS and isinstance(value, list):
+            resolved[key] = [_part(f"{key}.{index}", part, _LISTS[key]) for index, part in enumerate(value)]
         else:
             resolved[key] = resolve(value)
     return resolved
@@ -107,8 +110,8 @@ def _path(name: str, registry: Registry) -> str:
 
 
 def _in_text(value: str, spell: Callable[[str], str]) -> str:
-    """Spell a bare name out; null and inline mappings are left to the parser."""
-    return value if value in ("", "null") or value.startswith(("{", "-")) else spell(value)
+    """Spell a bare name out; null, inline mappings and lists are left to the parser."""
+    return value if value in ("", "null") or value.startswith(("{", "[", "-")) else spell(value)
 
 
 def _speller_of(option: str) -> Callable[[str], str] | None:
@@ -118,5 +121,6 @@ def _speller_of(option: str) -> Callable[[str], str] | None:
         return partial(_in_text, spell=lambda name: json.dumps(fields_of(Placement.named(name))))
     if keys[-1] == "class_path":
         keys = keys[:-1]
-    registry = _MAPS[keys[-2]] if len(keys) > 1 and keys[-2] in _MAPS else _PARTS.get(keys[-1])
+    inside = _MAPS.get(keys[-2]) if len(keys) > 1 else None
+    registry = inside or _PARTS.get(keys[-1]) or _LISTS.get(keys[-1].removesuffix("+"))
     return None if registry is None else partial(_in_text, spell=partial(_path, registry=registry))

@@ -1,15 +1,18 @@
 """The Lightning module of a mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moadapt.adapters.family import FamilySpec
 from moadapt.attaching import attach
 from moadapt.mixture import Mixture
+from moadapt.objectives import Objective
 from moadapt.placement import Placement
+from moadapt.registry import OBJECTIVES
 from moadapt.routing import RouterSpec
 from moadapt.storage import load_tensors, tensors
 from moadapt.training.batch import Batch
@@ -27,12 +30,16 @@ class MixtureModule(TaskModule):
         router: Gives the experts their weights; needed exactly when there are experts.
         placement: Where adapters sit that name no placement of their own; by default all attention and MLP linears of
             the language tower.
+        objectives: What is made small beside the loss of the answers.
         optimization: Settings of the optimiser.
         pass_task: Whether the mixture is told the task of every row; a router that goes by task is told always.
         dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
         seed: Of dropout and routers' noise, from 0.
+
+    Raises:
+        ValueError: An objective reads more than parameters.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class MixtureModule(TaskModule):
         shared: FamilySpec | None = None,
         router: RouterSpec | None = None,
         placement: Placement | None = None,
+        objectives: list[Objective] | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008, a frozen value
         pass_task: bool = False,
         dtype: str = "auto",
@@ -51,6 +59,7 @@ class MixtureModule(TaskModule):
     ) -> None:
         super().__init__(base, optimization, dtype, attn_implementation, seed)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
+        self.objectives = _by_name(objectives or ())
         self.pass_task = pass_task or (router is not None and router.depends_on == "task")
         self.gradient_checkpointing = gradient_checkpointing
 
@@ -95,6 +104,16 @@ class MixtureModule(TaskModule):
         told: dict[str, Any] = {"task": batch.task_names} if self.pass_task else {}
         return told if batch.labels is None else {**told, "prompt_mask": batch.prompt_mask}
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the gradients of the objectives, once a step, to those of the loss."""
+        super().on_before_optimizer_step(optimizer)
+        values = {name: objective.value(self.mixture) for name, objective in self.objectives.items()}
+        terms = [o.weight * values[name] for name, o in self.objectives.items() if o.weight]
+        if terms:
+            add_gradients(torch.stack(terms).sum(), [p for group in optimizer.param_groups for p in group["params"]])
+        for name, value in values.items():
+            self.log(f"objective/{name}", value.detach())
+
     def roles(self) -> dict[nn.Parameter, Role]:
         """Return shared and expert parameters with the tower of their site, and those of routers."""
         found: dict[nn.Parameter, Role] = {}
@@ -120,3 +139,25 @@ class MixtureModule(TaskModule):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy adapters and routers in; see `TaskModule.load_tensors`."""
         load_tensors(self.mixture, tensors)
+
+
+def add_gradients(value: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Add the gradients of a scalar to those that parameters have; what it does not reach is left alone."""
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def _by_name(objectives: Sequence[Objective]) -> dict[str, Objective]:
+    """Name objectives for the log: by their short name, the second of a kind with a number behind it."""
+    found: dict[str, Objective] = {}
+    for objective in objectives:
+        if objective.reads != "parameters":
+            raise ValueError(
+                f"{type(objective).__name__} reads {objective.reads}; training takes objectives that read parameters"
+            )
+        name = OBJECTIVES.name_of(type(objective))
+        same = sum(type(other) is type(objective) for other in found.values())
+        found[f"{name}_{same + 1}" if same else name] = objective
+    return found

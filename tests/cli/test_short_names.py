@@ -10,6 +10,7 @@ from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import ROUTERS, name_files
 from moadapt.specs import fields_of
 
+APART = "moadapt.objectives.orthogonality.Orthogonality"
 TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
 LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
 SCENES = "moadapt_tasks.digit_scenes.dataset.DigitScenes"
@@ -23,6 +24,7 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
                 "router": {"class_path": "top_k", "init_args": {"k": 1}},
                 "shared": "lora",
                 "experts": {"one": "lora", "two": {"class_path": "lora"}},
+                "objectives": ["orthogonality", {"class_path": "orthogonality", "init_args": {"weight": 0.5}}],
             },
             "data": {"dataset": "digit_scenes", "tasks": {"vqa": {"class_path": "vqa"}}, "batch_size": 4},
         },
@@ -35,6 +37,7 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
                 "router": {"class_path": TOP_K, "init_args": {"k": 1}},
                 "shared": LORA,
                 "experts": {"one": LORA, "two": {"class_path": LORA}},
+                "objectives": [APART, {"class_path": APART, "init_args": {"weight": 0.5}}],
             },
             "data": {"dataset": SCENES, "tasks": {"vqa": {"class_path": VQA}}, "batch_size": 4},
         },
@@ -54,6 +57,8 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
         (["--data.dataset", "digit_scenes"], ["--data.dataset", SCENES]),
         (["--model.shared", "null", "top_k"], ["--model.shared", "null", "top_k"]),
         (["--model.router", "{class_path: x}"], ["--model.router", "{class_path: x}"]),
+        (["--model.objectives+=orthogonality"], [f"--model.objectives+={APART}"]),
+        (["--model.objectives=[{class_path: x}]"], ["--model.objectives=[{class_path: x}]"]),
         (["--model.base", "top_k"], ["--model.base", "top_k"]),
         (["--model.placement", "top"], ["--model.placement", json.dumps(TOP)]),
         (["--model.placement={towers: [vision]}"], ["--model.placement={towers: [vision]}"]),
