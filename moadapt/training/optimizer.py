@@ -72,7 +72,7 @@ class ExpertAdamW(AdamW):
         for bank, stack in enumerate(self._stacks):
             for parameter, runs in stack.items():
                 if parameter.grad is not None:
-                    rows = (parameter.grad != 0).flatten(1).any(dim=1)
+                    rows = (parameter.grad != 0).unsqueeze(-1).flatten(1).any(dim=1)  # a row may be one number
                     pairs += [(bank, expert) for expert, _ in runs]
                     flags += [rows[part].any() for _, part in runs]
         told = torch.stack(flags).tolist() if flags else []
@@ -111,5 +111,5 @@ class ExpertAdamW(AdamW):
 def _runs(rows: Tensor) -> Iterator[tuple[int, slice]]:
     """Return each stretch of rows of one expert."""
     experts = rows.tolist()
-    edges = [0, *(i for i in range(1, len(experts)) if experts[i] != experts[i - 1]), len(experts)]
+    edges = [*(i for i, expert in enumerate(experts) if i == 0 or expert != experts[i - 1]), len(experts)]
     return ((experts[first], slice(first, last)) for first, last in pairwise(edges))

@@ -113,6 +113,15 @@ def test_gradients_stay_and_a_closure_computes_them() -> None:
     assert all(parameter.grad is not None for parameter in (down, up, other))
 
 
+def test_a_row_may_be_one_number_and_a_stack_may_be_empty() -> None:
+    gates, empty = nn.Parameter(torch.ones(3)), nn.Parameter(torch.empty(0, 4))
+    none = torch.empty(0, dtype=torch.long)
+    moved = ExpertAdamW([{"params": [gates, empty]}], [{gates: torch.arange(3), empty: none}], lr=0.1)
+    gates.grad, empty.grad = torch.tensor([0.0, 2.0, 0.0]), torch.empty(0, 4)
+    moved.step()
+    assert (gates != 1).tolist() == [False, True, False]
+
+
 def test_parameters_without_gradient_stay() -> None:
     whole = stacks()
     before = [parameter.detach().clone() for parameter in whole]
