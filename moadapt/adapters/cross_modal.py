@@ -158,12 +158,12 @@ class CrossModalBank(StackedBank):
 
     def readings(self) -> dict[str, float]:
         """Return |tanh g| of every adapter and direction, as `gate/<adapter>/<direction>`."""
-        return {
-            f"gate/{name}/{tensor.removesuffix('_gate')}": float(value.tanh().abs())
+        gates = {
+            f"gate/{name}/{direction}": self._slice(self._part_of(name), name, f"{direction}_gate").detach()
             for name in self.names
-            for tensor, value in self.state(name).items()
-            if tensor.endswith("_gate") and len(value)
+            for direction in DIRECTIONS
         }
+        return {name: float(gate.tanh().abs()) for name, gate in gates.items() if len(gate)}
 
     def _index(self) -> None:
         """Rebuild the maps between stacked ranks and those of each adapter."""

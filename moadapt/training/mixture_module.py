@@ -132,6 +132,14 @@ class MixtureModule(TaskModule):
             for _, bank in self.mixture.banks()
         ]
 
+    def readings(self) -> dict[str, float]:
+        """Return the mean over sites of what the banks tell, such as how far gates are open."""
+        found: dict[str, list[float]] = {}
+        for _, bank in self.mixture.banks():
+            for name, value in bank.readings().items():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """Return adapters and routers under the names that a saved mixture gives them."""
         return tensors(self.mixture)

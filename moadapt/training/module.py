@@ -73,6 +73,10 @@ class TaskModule(lightning.LightningModule, ABC):
         """Return for each bank its stacked parameters, with the expert of every row."""
         return []
 
+    def readings(self) -> dict[str, float]:
+        """Return numbers about the adapters that are worth a line in the log, by name."""
+        return {}
+
     def configure_model(self) -> None:
         """Load the base and build on it, once."""
         if self.model is None:
@@ -117,12 +121,15 @@ class TaskModule(lightning.LightningModule, ABC):
         self._nominal = None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the loss of the step and of each task in it."""
+        """Log the loss of the step and of each task in it, and now and then what the adapters tell."""
         losses, counts = self.task_sums.tolist()
         self.log("loss", sum(losses) / sum(counts), prog_bar=True)
         for name, loss, count in zip(self.data.tasks, losses, counts, strict=True):
             if count:
                 self.log(f"loss/{name}", loss / count)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0:  # reading them waits for the device
+            self.log_dict(self.readings())
 
     def configure_optimizers(self) -> Any:
         """AdamW over groups by tower and kind; warm-up and schedule step by step."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moadapt.adapters import LoRA
+from moadapt.adapters import CrossModal, LoRA
 from moadapt.placement import Placement
 from moadapt.routing import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
@@ -145,6 +145,33 @@ def test_routers_see_in_training_what_they_see_in_generation(tmp_path: Path, bas
         with module.mixture.trace() as trace:
             module.mixture(**batch.inputs, **module.options(batch))
         torch.testing.assert_close(list(trace.routings.values())[-1][0][0], routed[int(batch.rows)], rtol=0, atol=1e-5)
+
+
+def test_what_banks_tell_is_logged_as_the_mean_over_sites_and_changes_nothing(tmp_path: Path, base: str) -> None:
+    experts = {"small": CrossModal(rank=2), "large": LoRA(rank=2)}
+    after: list[dict[str, Tensor]] = []
+    for every, steps, logged in ((2, 4, True), (3, 4, True), (5, 4, False)):
+        torch.manual_seed(0)
+        module = MixtureModule(base, experts, CrossModal(rank=1), ByTask(), optimization=FAST)
+        fit = trainer(tmp_path, max_steps=steps, limit_val_batches=0, log_every_n_steps=every)
+        seen: list[dict[str, float]] = []
+        module.on_before_zero_grad = lambda optimizer, m=module, s=seen: s.append(m.readings())
+        fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5))
+        told = {name: value for name, value in fit.callback_metrics.items() if name.startswith("gate/")}
+        after.append({name: tensor.clone() for name, tensor in module.tensors().items()})
+        if not logged:
+            assert not told
+            continue
+        banks = [bank.readings() for _, bank in module.mixture.banks()]
+        names = {f"gate/{name}/{way}" for name in ("small", "shared") for way in ("image_to_text", "text_to_image")}
+        assert told.keys() == names
+        if every == 2:  # the last step was logged
+            for name in names:
+                values = [found[name] for found in banks if name in found]
+                assert len(values) > 1
+                assert float(told[name]) == pytest.approx(sum(values) / len(values), rel=1e-6)
+                assert float(told[name]) > 0
+    assert all(torch.equal(tensor, other[name]) for other in after[1:] for name, tensor in after[0].items())
 
 
 def test_roles_follow_tower_and_kind(base: str) -> None:
