@@ -7,11 +7,14 @@ Axes: B rows, T tokens, H heads of a routing, E experts, K chosen experts, D fea
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from moadapt.tiles import Tiles, tile
 
 Scope = Literal["sequence", "token"]
 Per = Literal["model", "tower", "layer", "site"]
@@ -100,6 +103,12 @@ class Routing:
             return self.weights
         full = self.weights.new_zeros(*self.weights.shape[:3], self.num_experts)
         return full.scatter_add(3, self.indices, self.weights)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """The tokens of a sparse routing without heads, sorted into tiles by the experts they chose."""
+        assert self.indices is not None, "a dense routing chooses none"
+        return tile(self.indices.flatten(0, 2), self.num_experts)
 
     def repeat_rows(self, times: int) -> "Routing":
         """Return the routing of rows that are each repeated, as beam search does."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from moadapt.adapters.family import Adapter, Delta, Factors
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.adapters.tiled import add_tiled
 from moadapt.call import Call
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -111,6 +112,8 @@ class LoRABank(StackedBank):
         elif routing is not None and self._gathers(routing):
             ranks, weights = self._chosen(routing)
             out = add_gathered(y3, x3, down, up, weights.to(y.dtype), ranks)
+        elif routing is not None and self._tiles(routing):
+            out = self._add_tiled(y3, x3, down, up, routing)
         else:
             out = add_stacked(y3, x3, down, up, _experts(routing), self._ranks)
         return out.squeeze(0) if flat else out
@@ -179,7 +182,10 @@ class LoRABank(StackedBank):
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False
         return routing is None or not (
-            routing.combines == "parameters" or routing.weights.shape[2] > 1 or self._gathers(routing)
+            routing.combines == "parameters"
+            or routing.weights.shape[2] > 1
+            or self._gathers(routing)
+            or self._tiles(routing)
         )
 
     def _gathers(self, routing: Routing) -> bool:
@@ -188,6 +194,29 @@ class LoRABank(StackedBank):
             return False
         taken = self._shared_ranks + routing.indices.shape[-1] * self.slots.shape[1]
         return 2 * taken <= len(self.owner("rank"))
+
+    def _tiles(self, routing: Routing) -> bool:
+        """Tell whether sorting tokens by the experts they chose is cheaper than using the whole stack.
+
+        The stacked form costs as much as so many more columns of the layer; sorting, about a quarter of its width.
+        """
+        if routing.indices is None or not (routing.per_token and routing.per_row) or torch.compiler.is_compiling():
+            return False
+        experts = len(self.owner("rank")) - self._shared_ranks
+        taken = routing.indices.shape[-1] * self.slots.shape[1]
+        return 4 * experts > min(self.site.in_features, self.site.out_features) and 2 * taken <= experts
+
+    def _add_tiled(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor, routing: Routing) -> Tensor:
+        """Add the shared adapter's ranks for all tokens, then those of the chosen experts tile by tile."""
+        shared = self._shared_ranks
+        if shared:
+            (first, down), (above, up) = (side.tensor_split([shared]) for side in (down, up))
+            y = add_stacked(y, x, first, above, None, self._ranks.of_shared)
+        slots = functional.pad(self.slots, (0, 0, 0, max(0, routing.num_experts - len(self.slots))), value=-1)
+        ranks = slots.clamp(min=shared)
+        scale = torch.where(slots >= 0, self._ranks.scale(y.dtype)[ranks], 0.0)
+        weights, flat = routing.weights.flatten(0, 2).to(y.dtype), (y.flatten(0, 1), x.flatten(0, 1))
+        return add_tiled(*flat, down, up, weights, ranks - shared, scale, routing.tiles).view(y.shape)
 
     def _chosen(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """Return the ranks each row takes, (B, N), and their weights, (B, 1, N)."""

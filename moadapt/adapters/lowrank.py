@@ -8,6 +8,7 @@ place. Two forms, both exact:
   down, one up. Where the site is a plain linear layer, its own product is part of the same step, so that the backward
   pass adds all of the input's gradient into one buffer.
 - gathered: each row takes its chosen ranks out of the stack, `y_b += (x_b down_b^T * w_b) up_b`, `w (B|1, T|1, K R)`.
+  For choices by token there is `moadapt.adapters.tiled`.
 
 The backward pass is written out because autograd would keep the spread weights and the weighted product, allocate the
 output twice, and fill a whole stack with zeros for every slice. Axes: B rows, T tokens, D in, F out, E experts, R
@@ -15,6 +16,7 @@ stacked ranks, S ranks of the shared adapter, which come first.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,6 +45,11 @@ class Ranks:
         """Return the scale of every rank, (R,)."""
         known = self._scale.get(dtype)
         return self._scale[torch.float64].to(dtype) if known is None else known
+
+    @cached_property
+    def of_shared(self) -> "Ranks":
+        """The ranks of the shared adapter alone."""
+        return Ranks(self.shared, self.owner[:0], self._scale[torch.float64][: self.shared])
 
     def spread(self, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Return weight times scale of every rank.

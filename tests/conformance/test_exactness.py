@@ -90,7 +90,8 @@ def test_sparse_weights_equal_the_loop(chosen: int, tokens: int, shared: bool) -
     bank = bank_of(shared=shared)
     routing = Routing(leaf, EXPERTS, indices)
     taken, whole = 2 * shared + max(RANKS) * chosen, 2 * shared + sum(RANKS)
-    assert bank._gathers(routing) == (tokens == 1 and 2 * taken <= whole)  # both forms are tried
+    assert bank._gathers(routing) == (tokens == 1 and 2 * taken <= whole)  # all forms are tried
+    assert bank._tiles(routing) == (tokens > 1 and 2 * max(RANKS) * chosen <= sum(RANKS))
     check(bank, leaf_input(), routing, leaf)
 
 
