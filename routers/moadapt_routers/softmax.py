@@ -1,7 +1,8 @@
 """Dense routing: a linear map of the features and a softmax over all experts.
 
 Shazeer et al., "Outrageously Large Neural Networks", section 2.1, softmax gating. Computed in float32; the map starts
-at zero, so training begins with the plain average of the experts.
+small, so that training begins near the plain average of the experts but not at it: experts that start equal, as vectors
+of zeros do, would get equal gradients and stay equal.
 """
 
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ class SoftmaxRouter(Router):
     def __init__(self, dim: int, num_experts: int, scope: Scope, temperature: float) -> None:
         super().__init__()
         self.scope, self.temperature = scope, temperature
-        self.linear = LogitMap(dim, num_experts, spread=0.0)
+        self.linear = LogitMap(dim, num_experts, spread=0.02)
 
     def forward(self, context: RoutingContext) -> Routing:
         """Return dense weights, (B, 1, 1, E) or (B, T, 1, E)."""
@@ -64,7 +65,7 @@ class SoftmaxRouter(Router):
         return Routing(weights, weights.shape[-1], logits=logits)
 
     def grow(self, count: int) -> None:
-        """Add experts with logit 0."""
+        """Add experts with small logits."""
         self.linear.grow(count)
 
     def trim(self, keep: Sequence[int]) -> None:
