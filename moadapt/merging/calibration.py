@@ -106,6 +106,14 @@ def relative_error(deltas: Sequence[Delta], found: Moments, merged: Tensor) -> f
 
 
 def _gram(deltas: Sequence[Delta]) -> Tensor:
+    """Frobenius products of the deltas, biases being one more column of the weights, (E+1, E+1)."""
+    width = deltas[0].up.shape[1]
+    biases = [torch.zeros(width) if delta.bias is None else delta.bias for delta in deltas]
+    bias = torch.stack([each.double().cpu() for each in biases])
+    return _gram_of_weights(deltas) + bias @ bias.T
+
+
+def _gram_of_weights(deltas: Sequence[Delta]) -> Tensor:
     """Frobenius products of the deltas' weights, in low-rank form unless one is dense, (E+1, E+1)."""
     if any(delta.dense is not None for delta in deltas):
         flat = torch.stack([delta.weight().flatten().double() for delta in deltas])

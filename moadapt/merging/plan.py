@@ -72,11 +72,10 @@ class MergePlan:
     @cached_property
     def errors(self) -> dict[str, float]:
         """Relative error of every site; 0 where the routing does not depend on the input."""
-        errors = {site.path: 0.0 for site, _ in self.mixture.banks()}
+        banks: dict[Site, list[Bank]] = {}
         for site, bank in self.mixture.banks():
-            if site.path in self._found:
-                errors[site.path] = self._error(site, bank)
-        return errors
+            banks.setdefault(site, []).append(bank)
+        return {s.path: self._error(s, here) if s.path in self._found else 0.0 for s, here in banks.items()}
 
     @cached_property
     def _merged(self) -> PreTrainedModel:
@@ -106,9 +105,10 @@ class MergePlan:
         report.require(self._max_error)
         return report
 
-    def _error(self, site: Site, bank: Bank) -> float:
-        shared = bank.delta(self._none)
-        own = [_without(bank.delta(one), shared) for one in torch.eye(len(self.mixture.tasks))]
+    def _error(self, site: Site, banks: Sequence[Bank]) -> float:
+        """Relative error of what all families of a site add up to."""
+        shared = _total([bank.delta(self._none) for bank in banks])
+        own = [_without(_total([b.delta(one) for b in banks]), shared) for one in torch.eye(len(self.mixture.tasks))]
         return relative_error([shared, *own], self._found[site.path], self._weights[site.path].double().cpu())
 
     def _output_kl(self) -> float | None:
@@ -138,10 +138,22 @@ def _told(batch: Mapping[str, Any], logits: Tensor, base: PreTrainedModel) -> Te
     return mask.bool() if mask is not None and mask.shape == shape else torch.ones(shape, dtype=torch.bool)
 
 
+def _total(deltas: Sequence[Delta]) -> Delta:
+    """Add deltas up."""
+    dense = [delta.dense for delta in deltas if delta.dense is not None]
+    bias = [delta.bias for delta in deltas if delta.bias is not None]
+    return Delta(
+        torch.cat([delta.down for delta in deltas]),
+        torch.cat([delta.up for delta in deltas]),
+        torch.stack(dense).sum(0) if dense else None,
+        torch.stack(bias).sum(0) if bias else None,
+    )
+
+
 def _without(whole: Delta, shared: Delta) -> Delta:
     """Take the shared part out of a delta."""
-    dense = None if whole.dense is None else whole.dense - (0 if shared.dense is None else shared.dense)
-    return Delta(torch.cat([whole.down, shared.down]), torch.cat([whole.up, -shared.up]), dense)
+    dense = None if shared.dense is None else -shared.dense
+    return _total([whole, Delta(shared.down, -shared.up, dense, None if shared.bias is None else -shared.bias)])
 
 
 def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
