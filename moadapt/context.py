@@ -325,7 +325,8 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
             f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
             "one image, or place experts in the language tower only"
         )
-    if (x.ndim == 2 and x.is_floating_point()) or rows not in (1, len(x)) or tokens not in (1, x.shape[1]):
+    lengths = x.shape[1:3] if site.form == "norm" and x.ndim == 4 else x.shape[1:2]  # norms of heads: either may be T
+    if (x.ndim == 2 and x.is_floating_point()) or rows not in (1, len(x)) or tokens not in (1, *lengths):
         raise ValueError(
             f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "
             f"{tokens} tokens; use constant weights there or place experts elsewhere"

@@ -18,8 +18,11 @@ class Placeable(Protocol):
     def forms(self) -> tuple[str, ...]:
         """Forms of site that it can sit at."""
 
-    def default_kinds(self) -> tuple[str, ...]:
-        """Kinds of site that it sits at unless told otherwise."""
+    def by_default(self, site: Site) -> bool:
+        """Tell whether it sits at a site unless told otherwise."""
+
+    def lacks(self, site: Site) -> str | None:
+        """Say why it cannot sit at a site of its forms; None where it can."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +96,20 @@ class Placement:
             ValueError: It chooses none, and the message lists what there is; or a module name is found in several
                 towers, and none was named.
         """
-        kinds = family.default_kinds() if self.kinds is None else self.kinds
         towers = self._towers(parts)
         possible = parts.of_form(*family.forms, unread=self.unread)
-        named = [s for s in possible if self._is_named(s, kinds) and (towers is None or s.tower in towers)]
+        named = [s for s in possible if self._is_named(s, family) and (towers is None or s.tower in towers)]
         if towers is None:
             self._refuse_ambiguous(named)
         chosen = self._at_depth(parts, named)
         if not chosen:
             raise ValueError(f"{self} matches no site of this base; {misplacement(self.modules, parts, family)}")
-        return chosen
+        able = tuple(site for site in chosen if family.lacks(site) is None)
+        if not able:
+            why = {family.lacks(site): site.path for site in reversed(chosen)}
+            told = "; ".join(f"{path}: {reason}" for reason, path in reversed(why.items()))
+            raise ValueError(f"{family} can sit at none of the {len(chosen)} sites that {self} matches, such as {told}")
+        return able
 
     def _towers(self, parts: Anatomy) -> tuple[str, ...] | None:
         """Return the towers to look in; None where names of modules must say it."""
@@ -114,10 +121,11 @@ class Placement:
             return None
         return ("language",) if any(tower.name == "language" for tower in parts.towers) else TOWERS
 
-    def _is_named(self, site: Site, kinds: tuple[str, ...]) -> bool:
+    def _is_named(self, site: Site, family: Placeable) -> bool:
         if self.modules is not None:
             return any(site.path == name or site.path.endswith("." + name) for name in self.modules)
-        return site.kind in kinds or site.tower == "connector"
+        chosen = family.by_default(site) if self.kinds is None else site.kind in self.kinds
+        return chosen or site.tower == "connector"
 
     def _refuse_ambiguous(self, named: list[Site]) -> None:
         for name in self.modules or ():

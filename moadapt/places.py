@@ -106,9 +106,10 @@ def _refuse_unreadable(sites: list[Site], spec: RouterSpec) -> None:
 def _refuse_outside_blocks(site: Site, spec: RouterSpec) -> None:
     """Refuse a router by sequence that would read what enters a site behind the blocks.
 
-    A base may run such a site on some of the tokens only (`logits_to_keep`), and then the prompt cannot be told there.
+    A base may run such a site on some of the tokens only (`logits_to_keep`), and then the prompt cannot be told there;
+    but not its last norm.
     """
-    if spec.scope == "sequence" and site.tower == "language" and site.layer is None:
+    if spec.scope == "sequence" and site.tower == "language" and site.layer is None and site.form != "norm":
         raise ValueError(
             f"{spec} would read the input of {site.path}, which lies outside the blocks of the language tower and may "
             'see answer tokens alone; use per="tower" or "model", or scope="token", or leave experts out there'

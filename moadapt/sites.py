@@ -42,6 +42,7 @@ class Site:
         form: What the module is: a `linear` layer (stored either way round), the token `embedding`, a `conv2d`, the
             fused `experts` of a mixture-of-experts block, a `norm`, a whole `sublayer` of a block (attention or MLP),
             or the `entry`, where text and image features enter the first block of the language tower.
+        has_bias: Whether the module has a bias.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Site:
     in_features: int
     out_features: int
     form: str = "linear"
+    has_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ def _sites_at(base: PreTrainedModel, path: str, module: Any, tower: Tower, layer
     """Return the site that a module is, if any."""
     kind = _kind(path, tower, layer)
     if isinstance(module, nn.Linear) and not _is_read_only(base, path):
-        yield Site(path, tower.name, kind, layer, module.in_features, module.out_features)
+        bias = module.bias is not None
+        yield Site(path, tower.name, kind, layer, module.in_features, module.out_features, has_bias=bias)
     elif isinstance(module, Conv1D):
-        yield Site(path, tower.name, kind, layer, module.nx, module.nf)
+        yield Site(path, tower.name, kind, layer, module.nx, module.nf, has_bias=True)
     elif isinstance(module, nn.Embedding) and module is base.get_input_embeddings() and not _is_a_copy(base, module):
         yield Site(path, tower.name, "embedding", layer, module.num_embeddings, module.embedding_dim, "embedding")
     elif isinstance(module, nn.Conv2d) and module.groups == 1:
@@ -118,8 +121,8 @@ def _sites_at(base: PreTrainedModel, path: str, module: Any, tower: Tower, layer
         name = kind if layer is not None else "embedding"
         yield Site(path, tower.name, name, layer, read, module.out_channels, "conv2d")
     elif _is_norm(module):
-        width = module.weight.numel()
-        yield Site(path, tower.name, "norm", layer, width, width, "norm")
+        width, bias = module.weight.numel(), getattr(module, "bias", None) is not None
+        yield Site(path, tower.name, "norm", layer, width, width, "norm", bias)
     elif _holds_experts(module):
         width = module.down_proj.shape[1 if not getattr(module, "is_transposed", False) else 2]
         yield Site(path, tower.name, "experts", layer, width, width, "experts")

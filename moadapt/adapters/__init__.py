@@ -1,8 +1,26 @@
 """Adapter families: one a file."""
 
+from moadapt.adapters.bias import Bias
 from moadapt.adapters.bottleneck import Bottleneck
 from moadapt.adapters.cross_modal import CrossModal
 from moadapt.adapters.family import Adapter, Bank, Delta, Factors, FamilySpec, NotMergeable
+from moadapt.adapters.hydra import Hydra
 from moadapt.adapters.lora import LoRA
+from moadapt.adapters.norm_tuning import NormTuning
+from moadapt.adapters.scale import Scale
 
-__all__ = ["Adapter", "Bank", "Bottleneck", "CrossModal", "Delta", "Factors", "FamilySpec", "LoRA", "NotMergeable"]
+__all__ = [
+    "Adapter",
+    "Bank",
+    "Bias",
+    "Bottleneck",
+    "CrossModal",
+    "Delta",
+    "Factors",
+    "FamilySpec",
+    "Hydra",
+    "LoRA",
+    "NormTuning",
+    "NotMergeable",
+    "Scale",
+]

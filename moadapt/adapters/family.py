@@ -244,6 +244,14 @@ class FamilySpec(ABC):
             ValueError: The base lacks what the adapters need; the message says what.
         """
 
+    def by_default(self, site: Site) -> bool:
+        """Tell whether it sits at a site where its placement names neither kinds nor modules."""
+        return site.kind in self.default_kinds()
+
+    def lacks(self, site: Site) -> str | None:
+        """Say why it cannot sit at a site of its forms; None where it can. Placements leave such sites out."""
+        return None
+
     def shares_with(self) -> Hashable:
         """Return what adapters of this family must have in common to be stacked in one bank."""
         return None

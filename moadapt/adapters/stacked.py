@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
-from moadapt.adapters.family import Adapter, Bank
+from moadapt.adapters.family import Adapter, Bank, Delta, NotMergeable
 from moadapt.call import Call
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -206,6 +207,51 @@ class StackedBank(Bank):
         weighted = shrunk.unsqueeze(2) * weights.to(shrunk.dtype)
         return rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
 
+    def row_weights(self, weights: Tensor, tensor: str) -> Tensor:
+        """Return the weight of each stacked row where weights are fixed, (R,).
+
+        Args:
+            weights: Weight of every expert, (E,).
+            tensor: Whose rows.
+        """
+        stacked = self.stack(tensor)
+        return self.spread(all_weights(Routing.constant(weights.to(stacked)), stacked), tensor)[0, 0, 0]
+
+    def blend(self, weights: Tensor, tensor: str) -> Tensor:
+        """Return the weighted sum of the rows where weights are fixed, (F,).
+
+        Args:
+            weights: Weight of every expert, (E,).
+            tensor: Whose rows.
+        """
+        return self.row_weights(weights, tensor) @ self.stack(tensor).detach()
+
+    def full_delta(self, dense: Tensor | None = None, bias: Tensor | None = None) -> Delta:
+        """Return a delta without low-rank part.
+
+        Args:
+            dense: (F, D), or (F,) for a norm.
+            bias: (F,).
+        """
+        like: Any = bias if dense is None else dense
+        return Delta(like.new_zeros(0, self.site.in_features), like.new_zeros(0, self.site.out_features), dense, bias)
+
+    def frozen_map(self) -> tuple[Tensor, Tensor | None]:
+        """Return the weight, (F, D), and the bias of the frozen linear layer, in float32 or finer.
+
+        Raises:
+            NotMergeable: The weight is quantised.
+        """
+        weight, bias = self._module[0].weight, self._module[0].bias
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise NotMergeable(
+                f"{self.site.path} keeps its weight as {getattr(weight, 'dtype', type(weight))}, from which no change "
+                "can be computed; load the base unquantised"
+            )
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        matrix = weight.T if isinstance(self._module[0], Conv1D) else weight
+        return matrix.detach().to(exact), bias.detach().to(exact) if isinstance(bias, Tensor) else None
+
     def check_heads(self, heads: int, *widths: int) -> None:
         """Refuse widths that the heads of a routing do not divide.
 
@@ -286,3 +332,27 @@ def all_weights(routing: Routing | None, y: Tensor) -> Tensor:
     if routing is None:
         return torch.ones(1, 1, 1, 1, device=y.device)
     return functional.pad(routing.dense(), (1, 0), value=1.0)
+
+
+def over_features(values: Tensor, y: Tensor) -> Tensor:
+    """Give vectors the axes of an output, which at the norms of heads has one axis more.
+
+    Args:
+        values: One vector a row and token, (B|1, T|1, F).
+        y: (B, T, F), or with an axis of heads before or behind that of tokens.
+
+    Raises:
+        ValueError: The output's last axis is not that of the vectors.
+    """
+    if y.shape[-1] != values.shape[-1]:
+        raise ValueError(
+            f"an output of shape {tuple(y.shape)} has no features on its last axis, which vectors of "
+            f"{values.shape[-1]} features are meant for; leave the site out"
+        )
+    rows, tokens, features = values.shape
+    if tokens == 1:
+        return values.reshape(rows, *[1] * (y.ndim - 2), features)
+    if y.ndim == 3:
+        return values
+    heads_first = y.shape[1] != tokens or (y.shape[2] == tokens and y.stride(1) < y.stride(2))
+    return values.unsqueeze(1 if heads_first else 2)  # of equal axes that of tokens has the longer stride

@@ -1,5 +1,7 @@
 """Law 5: a bank under any routing adds what its adapters, run one by one, add up to."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from moadapt import Routing
 from moadapt.adapters import Bank, FamilySpec, NotMergeable
 from moadapt.adapters.family import Adapter
 from moadapt.call import Call
+from moadapt.merging.plan import _fold
 from moadapt.sites import Site
 from tests.conformance.canonical import FAMILY_PARAMS, family_cases, routing_value
 
@@ -17,6 +20,7 @@ PRESENT = {"shared": None, "zero": 0, "two": 2}
 MODULES: dict[str, tuple[Site, nn.Module]] = {
     "linear": (Site("blocks.0.linear", "language", "attention", 0, WIDE, NARROW), nn.Linear(WIDE, NARROW)),
     "sublayer": (Site("blocks.0.mlp", "language", "mlp", 0, NARROW, NARROW, "sublayer"), nn.Linear(NARROW, NARROW)),
+    "norm": (Site("blocks.0.norm", "language", "norm", 0, NARROW, NARROW, "norm", True), nn.LayerNorm(NARROW)),
 }
 """A small frozen module of each form that a bank can be tried at by itself."""
 CASES = [case for case in family_cases() if case.values[1] != "blended"]
@@ -116,9 +120,12 @@ def test_fixed_weights_make_an_affine_map_or_a_refusal(family: type[FamilySpec])
             bank.delta(weights)
         return
     delta = bank.delta(weights)
-    x, y = values_at(family, 7)
-    added = x @ delta.weight().T + (0 if delta.bias is None else delta.bias)
-    assert_equal(added, bank(x, y, Routing.constant(weights), call_of(x)))
+    module = site_of(family)[1].double()
+    folded = nn.Sequential(copy.deepcopy(module))
+    _fold(folded, "0", [delta])
+    x = values_at(family, 7)[0]
+    y = module(x)
+    assert_equal(folded(x) - y, bank(x, y, Routing.constant(weights), call_of(x)))
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
