@@ -325,6 +325,8 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
             f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
             "one image, or place experts in the language tower only"
         )
+    if site.form == "experts":  # which get the tokens of all rows in one axis
+        x = x.reshape(call.num_rows, -1, x.shape[-1]) if x.numel() // x.shape[-1] % call.num_rows == 0 else x
     lengths = x.shape[1:3] if site.form == "norm" and x.ndim == 4 else x.shape[1:2]  # norms of heads: either may be T
     if (x.ndim == 2 and x.is_floating_point()) or rows not in (1, len(x)) or tokens not in (1, *lengths):
         raise ValueError(

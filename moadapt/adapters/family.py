@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
@@ -30,19 +30,21 @@ class Delta:
         up: (R, F); the low-rank part is `up^T down`, (F, D).
         dense: A part without low-rank form, (F, D); of a norm's gain (F,).
         bias: (F,).
+        parameters: Changes of parameters that are no `weight`, by name; of M stacked matrices, with a leading axis M.
     """
 
     down: Tensor
     up: Tensor
     dense: Tensor | None = None
     bias: Tensor | None = None
+    parameters: "Mapping[str, Delta]" = field(default_factory=dict)
 
     def weight(self) -> Tensor:
-        """Return the whole weight change, (F, D), of a norm (F,), in float32 or finer."""
+        """Return the whole weight change, ([M,] F, D), of a norm (F,), in float32 or finer."""
         exact = torch.promote_types(self.down.dtype, torch.float32)
-        if self.dense is not None and not len(self.down):
+        if self.dense is not None and not self.down.numel():
             return self.dense.to(exact)
-        product = self.up.to(exact).T @ self.down.to(exact)
+        product = self.up.to(exact).mT @ self.down.to(exact)
         return product if self.dense is None else product + self.dense.to(exact)
 
 

@@ -15,19 +15,26 @@ from torch import nn
 
 from moadapt.adapters.family import Adapter, FamilySpec
 from moadapt.adapters.lora_bank import LoRABank
+from moadapt.adapters.lora_experts import LoRAExperts
 from moadapt.adapters.lora_lookup import LoRALookup
 from moadapt.adapters.lora_patches import LoRAPatches
+from moadapt.adapters.stacked import StackedBank
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES
 from moadapt.sites import Anatomy, Site
 
-_BANKS = {"linear": LoRABank, "embedding": LoRALookup, "conv2d": LoRAPatches}
+_BANKS: dict[str, type[StackedBank]] = {
+    "linear": LoRABank,
+    "embedding": LoRALookup,
+    "conv2d": LoRAPatches,
+    "experts": LoRAExperts,
+}
 
 
 @FAMILIES.register("lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FamilySpec):
-    """Low-rank adapter of linear layers, and where named of embeddings and convolutions.
+    """Low-rank adapter of linear layers, and where named of embeddings, convolutions and fused experts.
 
     Args:
         rank: Width of the bottleneck, 1 or more.
@@ -82,6 +89,6 @@ class LoRA(FamilySpec):
         return tuple(site for site in placed if self.rank_at(site))
 
     @classmethod
-    def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> LoRABank:
+    def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> StackedBank:
         """Build the stack of one site."""
         return _BANKS[site.form](site, adapters, module)

@@ -52,7 +52,7 @@ class LoRABank(StackedBank):
     slots: Tensor
 
     def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
-        dropouts = {_spec(adapter).dropout for adapter in adapters}
+        dropouts = {spec_of(adapter).dropout for adapter in adapters}
         if len(dropouts) > 1:
             raise ValueError(
                 f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
@@ -160,7 +160,7 @@ class LoRABank(StackedBank):
 
     def _find_ranks(self) -> Ranks:
         rows = self._rows()
-        scale = torch.tensor([_spec(a).scale for a in rows], dtype=torch.float64, device=self.owner("down").device)
+        scale = torch.tensor([spec_of(a).scale for a in rows], dtype=torch.float64, device=self.owner("down").device)
         owners = [a.expert for a in rows if a.expert is not None]
         return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
 
@@ -233,8 +233,8 @@ class LoRABank(StackedBank):
     def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
         """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
         experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
-        ranks = {a.name: _spec(a).rank_at(self.site) for a in experts}
-        specs = {(ranks[a.name], _spec(a).scale) for a in experts}
+        ranks = {a.name: spec_of(a).rank_at(self.site) for a in experts}
+        specs = {(ranks[a.name], spec_of(a).scale) for a in experts}
         if len(specs) != 1 or len(experts) != routing.num_experts or routing.per_token or x.ndim != 3:
             raise ValueError(
                 f"{self.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
@@ -264,7 +264,8 @@ def _experts(routing: Routing | None) -> Tensor | None:
     return None if routing is None else routing.dense()[:, :, 0]
 
 
-def _spec(adapter: Adapter) -> LowRank:
+def spec_of(adapter: Adapter) -> LowRank:
+    """Return what the user wrote for an adapter."""
     return cast(LowRank, adapter.spec)
 
 

@@ -115,8 +115,9 @@ def _gram(deltas: Sequence[Delta]) -> Tensor:
 
 def _gram_of_weights(deltas: Sequence[Delta]) -> Tensor:
     """Frobenius products of the deltas' weights, in low-rank form unless one is dense, (E+1, E+1)."""
-    if any(delta.dense is not None for delta in deltas):
-        flat = torch.stack([delta.weight().flatten().double() for delta in deltas])
+    if any(delta.dense is not None or delta.parameters for delta in deltas):
+        parts = [[delta.weight(), *(part.weight() for part in delta.parameters.values())] for delta in deltas]
+        flat = torch.stack([torch.cat([part.flatten().double() for part in each]) for each in parts])
         return (flat @ flat.T).cpu()
     down = torch.cat([delta.down for delta in deltas]).double()
     up = torch.cat([delta.up for delta in deltas]).double()

@@ -142,44 +142,60 @@ def _total(deltas: Sequence[Delta]) -> Delta:
     """Add deltas up."""
     dense = [delta.dense for delta in deltas if delta.dense is not None]
     bias = [delta.bias for delta in deltas if delta.bias is not None]
+    names = dict.fromkeys(name for delta in deltas for name in delta.parameters)
     return Delta(
-        torch.cat([delta.down for delta in deltas]),
-        torch.cat([delta.up for delta in deltas]),
+        torch.cat([delta.down for delta in deltas], dim=-2),
+        torch.cat([delta.up for delta in deltas], dim=-2),
         torch.stack(dense).sum(0) if dense else None,
         torch.stack(bias).sum(0) if bias else None,
+        {name: _total([delta.parameters[name] for delta in deltas if name in delta.parameters]) for name in names},
     )
 
 
 def _without(whole: Delta, shared: Delta) -> Delta:
     """Take the shared part out of a delta."""
-    dense = None if shared.dense is None else -shared.dense
-    return _total([whole, Delta(shared.down, -shared.up, dense, None if shared.bias is None else -shared.bias)])
+    return _total([whole, _negative(shared)])
+
+
+def _negative(delta: Delta) -> Delta:
+    dense, bias = (None if part is None else -part for part in (delta.dense, delta.bias))
+    parameters = {name: _negative(part) for name, part in delta.parameters.items()}
+    return Delta(delta.down, -delta.up, dense, bias, parameters)
 
 
 def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
-    """Add deltas to a module's weight and bias, in float32, rounded once."""
+    """Add deltas to a module's weight and bias, or to its other parameters, in float32, rounded once."""
     module: Any = plain.get_submodule(path)
-    weight = module.weight
+    for name in {name: None for delta in deltas for name in delta.parameters or ("weight",)}:
+        parts = [delta.parameters.get(name) if delta.parameters else delta for delta in deltas]
+        _change(plain, path, name, [part.weight() for part in parts if part is not None])
+    biases = [delta.bias for delta in deltas if delta.bias is not None]
+    if biases:
+        exact = torch.promote_types(module.weight.dtype, torch.float32)
+        old = torch.zeros_like(biases[0]) if module.bias is None else module.bias.detach()
+        module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(module.weight.dtype))
+
+
+def _change(plain: PreTrainedModel, path: str, name: str, changes: Sequence[Tensor]) -> None:
+    """Add changes to one parameter of a module."""
+    module: Any = plain.get_submodule(path)
+    weight = getattr(module, name)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         raise ValueError(
-            f"{path} keeps its weight as {weight.dtype}, which cannot take a change; load the base unquantised"
+            f"{path} keeps its {name} as {weight.dtype}, which cannot take a change; load the base unquantised"
         )
     tied = [n for n, p in plain.named_parameters(remove_duplicate=False) if p is weight]
     if len(tied) > 1:
         raise ValueError(
-            f"{path} shares its weight ({', '.join(tied)}); merging would change both; untie the base first"
+            f"{path} shares its {name} ({', '.join(tied)}); merging would change both; untie the base first"
         )
     exact = torch.promote_types(weight.dtype, torch.float32)
-    change = sum(_as_stored(module, delta.weight()).to(exact) for delta in deltas)
-    module.weight = nn.Parameter((weight.detach().to(exact) + change).to(weight.dtype))
-    biases = [delta.bias for delta in deltas if delta.bias is not None]
-    if biases:
-        old = torch.zeros_like(biases[0]) if module.bias is None else module.bias.detach()
-        module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(weight.dtype))
+    total = sum(_as_stored(module, change).to(exact) for change in changes)
+    setattr(module, name, nn.Parameter((weight.detach().to(exact) + total).to(weight.dtype)))
 
 
 def _as_stored(module: nn.Module, change: Tensor) -> Tensor:
-    """Turn a weight change (F, D) the way round that a module keeps its weight."""
-    if isinstance(module, (Conv1D, nn.Embedding)):
-        return change.T
+    """Turn a weight change ([M,] F, D) the way round that a module keeps its weight."""
+    if isinstance(module, (Conv1D, nn.Embedding)) or getattr(module, "is_transposed", False):
+        return change.mT
     return change.view(module.weight.shape) if isinstance(module, nn.Conv2d) else change
