@@ -219,6 +219,9 @@ class FamilySpec(ABC):
     reads_prompt: ClassVar[bool] = False
     """Whether tokens may read later tokens of the prompt, so that no answer may lie in it."""
 
+    standalone: ClassVar[bool] = True
+    """Whether what it adds follows from a site's input and output, so that a bank can be run by itself."""
+
     def default_kinds(self) -> tuple[str, ...]:
         """Return the kinds of site that it sits at where its placement names none."""
         return ("attention", "mlp")

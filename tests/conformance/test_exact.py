@@ -12,7 +12,8 @@ from moadapt.adapters.family import Adapter
 from moadapt.call import Call
 from moadapt.merging.plan import _fold
 from moadapt.sites import Site
-from tests.conformance.canonical import FAMILY_PARAMS, family_cases, routing_value
+from tests.conformance.canonical import FAMILY_PARAMS as EVERY_FAMILY
+from tests.conformance.canonical import family_cases, routing_value
 
 ROWS, TOKENS, WIDE, NARROW, EXPERTS = 3, 5, 12, 8, 4
 PRESENT = {"shared": None, "zero": 0, "two": 2}
@@ -23,7 +24,9 @@ MODULES: dict[str, tuple[Site, nn.Module]] = {
     "norm": (Site("blocks.0.norm", "language", "norm", 0, NARROW, NARROW, "norm", True), nn.LayerNorm(NARROW)),
 }
 """A small frozen module of each form that a bank can be tried at by itself."""
-CASES = [case for case in family_cases() if case.values[1] != "blended"]
+FAMILY_PARAMS = [case for case in EVERY_FAMILY if case.values[0].standalone]
+"""Families whose exactness is not tested in a file of its own."""
+CASES = [case for case in family_cases() if case.values[1] != "blended" and case.values[0].standalone]
 
 
 def site_of(family: type[FamilySpec]) -> tuple[Site, nn.Module]:
