@@ -7,7 +7,7 @@ at zero, so a fresh adapter changes nothing. The bank of a site is in `lora_bank
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -41,17 +41,20 @@ class LoRA(FamilySpec):
         alpha: Numerator of the scale; None is the rank, which makes the scale 1 (sqrt(rank) with `rank_stabilized`).
         rank_stabilized: Divide alpha by sqrt(rank) instead of rank.
         dropout: Share of inputs dropped in training, 0 to 1; one mask for all adapters of a site.
+        lr_ratio: Learning rate of `up` over that of `down`, above 0; about 16 for LoRA+ (Hayou et al., "LoRA+:
+            Efficient Low Rank Adaptation of Large Models", section 4). Adapters with another ratio stack apart.
         ranks: Ranks that differ, by module path; 0 is no adapter there. The scale stays that of `rank` everywhere, so
             that a rank says how many terms there are and nothing of their size.
 
     Raises:
-        ValueError: A rank or the dropout is out of range.
+        ValueError: A rank, the dropout or the ratio is out of range.
     """
 
     rank: int = 8
     alpha: float | None = None
     rank_stabilized: bool = False
     dropout: float = 0.0
+    lr_ratio: float = 1.0
     ranks: dict[str, int] | None = field(default=None, hash=False)
 
     forms: ClassVar[tuple[str, ...]] = tuple(_BANKS)
@@ -60,6 +63,8 @@ class LoRA(FamilySpec):
         """Check ranges."""
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA got rank={self.rank}, dropout={self.dropout}; need rank >= 1 and 0 <= dropout < 1")
+        if not 0 < self.lr_ratio < math.inf:
+            raise ValueError(f"LoRA got lr_ratio={self.lr_ratio}; need a finite number above 0, for LoRA+ about 16")
         below = {path: rank for path, rank in (self.ranks or {}).items() if rank < 0}
         if below:
             raise ValueError(f"LoRA got ranks={below}; need ranks >= 0, where 0 is no adapter at that site")
@@ -73,6 +78,10 @@ class LoRA(FamilySpec):
     def rank_at(self, site: Site) -> int:
         """Return the rank at a site, 0 where the adapter is absent."""
         return (self.ranks or {}).get(site.path, self.rank)
+
+    def shares_with(self) -> Hashable:
+        """Return the ratio of its learning rates, as adapters stacked in one parameter have one."""
+        return self.lr_ratio
 
     def sites(self, found: Anatomy, default: Placement) -> tuple[Site, ...]:
         """Return the sites of the placement whose rank is not 0.

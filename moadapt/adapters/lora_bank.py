@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Delta, Factors
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
-from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
 from moadapt.adapters.tiled import add_tiled
 from moadapt.call import Call
 from moadapt.routing import Routing
@@ -34,6 +34,10 @@ class LowRank(Protocol):
     @property
     def dropout(self) -> float:
         """Share of inputs dropped in training."""
+
+    @property
+    def lr_ratio(self) -> float:
+        """Learning rate of `up` over that of `down`."""
 
 
 class LoRABank(StackedBank):
@@ -58,7 +62,7 @@ class LoRABank(StackedBank):
                 f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
             )
         super().__init__(site, adapters, module)
-        self.dropout = dropouts.pop()
+        self.dropout, self.lr_ratio = dropouts.pop(), spec_of(adapters[0]).lr_ratio
 
     def fresh(self, spec: LowRank) -> dict[str, Tensor]:
         """Return `down (r, D)`, uniform, and `up (r, F)`, zero."""
@@ -139,6 +143,10 @@ class LoRABank(StackedBank):
         down, up = self.factors(self.stack("up").dtype)
         owners = tuple(adapter.name for adapter in self._rows())
         return Factors(owners, down, up * self._ranks.scale(up.dtype).unsqueeze(1), self.frozen)
+
+    def rates(self) -> dict[str, float]:
+        """Return the factor of `up`."""
+        return {f"{part}_up": self.lr_ratio for part in PARTS}
 
     def _index(self) -> None:
         """Rebuild the maps from stacked ranks to experts."""

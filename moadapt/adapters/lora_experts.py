@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Delta
 from moadapt.adapters.lora_bank import LowRank, refuse_blending, spec_of
-from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -49,7 +49,7 @@ class LoRAExperts(StackedBank):
         dropouts = {spec_of(adapter).dropout for adapter in adapters}
         if len(dropouts) > 1:
             raise ValueError(f"{site.path}: LoRAs of one site share a dropout, got {sorted(dropouts)}; make them equal")
-        self.dropout = dropouts.pop()
+        self.dropout, self.lr_ratio = dropouts.pop(), spec_of(adapters[0]).lr_ratio
         super().__init__(site, adapters, module)
 
     def fresh(self, spec: LowRank) -> dict[str, Tensor]:
@@ -111,6 +111,10 @@ class LoRAExperts(StackedBank):
             found[name] = Delta(down, up * scaled.to(up.dtype)[:, None])
         none = scaled.new_zeros(0, 0)
         return Delta(none, none, parameters=found)
+
+    def rates(self) -> dict[str, float]:
+        """Return the factor of each projection's `up`."""
+        return {f"{part}_{name}_up": self.lr_ratio for part in PARTS for name in PROJECTIONS}
 
     def _weights(self, tokens: int, routing: Routing | None, call: Call | None) -> Tensor:
         """Return weight times scale of every rank for every token, (N, R)."""
