@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moadapt.adapters.lowrank import scatter_rows, take_rows
 from moadapt.tiles import Tiles
 
 
@@ -33,14 +34,9 @@ def add_tiled(
     return _Tiled.apply(y, x, down, up, weights, *of_tiles, tiles)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _take(rows: Tensor, which: Tensor) -> Tensor:
-    """Return rows (..., D) by their indices (...); faster than indexing with a tensor of more than one axis."""
-    return rows.index_select(0, which.flatten()).view(*which.shape, *rows.shape[1:])
-
-
 def _weigh(weights: Tensor, scale: Tensor, tiles: Tiles) -> Tensor:
     """Return weight times scale of every rank at every place, 0 at padding, (M, S, Q)."""
-    weight = _take(weights.flatten(), tiles.choice) * tiles.filled.to(weights.dtype)
+    weight = take_rows(weights.flatten(), tiles.choice) * tiles.filled.to(weights.dtype)
     return weight.unsqueeze(-1) * scale
 
 
@@ -52,11 +48,6 @@ def _collect(at_places: Tensor, tiles: Tiles) -> Tensor:
     for place in others:
         total += flat.index_select(0, place)
     return total
-
-
-def _scatter(stack: Tensor, ranks: Tensor, gradient: Tensor) -> Tensor:
-    """Add the tiles' gradients (M, Q, D) up into a gradient of the stack (R, D)."""
-    return torch.zeros_like(stack).index_add_(0, ranks.flatten(), gradient.flatten(0, 1))
 
 
 class _Tiled(torch.autograd.Function):
@@ -72,27 +63,27 @@ class _Tiled(torch.autograd.Function):
         scale: Tensor,
         tiles: Tiles,
     ) -> Tensor:
-        shrunk = torch.bmm(_take(x, tiles.token), _take(down, ranks).mT)
+        shrunk = torch.bmm(take_rows(x, tiles.token), take_rows(down, ranks).mT)
         ctx.tiles = tiles
         ctx.save_for_backward(x, down, up, weights, ranks, scale, shrunk)
         ctx.mark_dirty(y)
         weighted = shrunk * _weigh(weights, scale, tiles)
-        return y.add_(_collect(torch.bmm(weighted, _take(up, ranks)), tiles))
+        return y.add_(_collect(torch.bmm(weighted, take_rows(up, ranks)), tiles))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, down, up, weights, ranks, scale, shrunk = ctx.saved_tensors
         tiles, (_, needs_x, needs_down, needs_up, needs_weights, *_) = ctx.tiles, ctx.needs_input_grad
-        weight, at_places = _weigh(weights, scale, tiles), _take(grad, tiles.token)
-        grad_weighted = torch.bmm(at_places, _take(up, ranks).mT)
+        weight, at_places = _weigh(weights, scale, tiles), take_rows(grad, tiles.token)
+        grad_weighted = torch.bmm(at_places, take_rows(up, ranks).mT)
         grad_shrunk = grad_weighted * weight
         grad_x = grad_down = grad_up = grad_weights = None
         if needs_x:
-            grad_x = _collect(torch.bmm(grad_shrunk, _take(down, ranks)), tiles)
+            grad_x = _collect(torch.bmm(grad_shrunk, take_rows(down, ranks)), tiles)
         if needs_down:
-            grad_down = _scatter(down, ranks, torch.bmm(grad_shrunk.mT, _take(x, tiles.token)))
+            grad_down = scatter_rows(down, ranks, torch.bmm(grad_shrunk.mT, take_rows(x, tiles.token)))
         if needs_up:
-            grad_up = _scatter(up, ranks, torch.bmm((shrunk * weight).mT, at_places))
+            grad_up = scatter_rows(up, ranks, torch.bmm((shrunk * weight).mT, at_places))
         if needs_weights:
-            grad_weights = _take((grad_weighted * shrunk * scale).sum(-1).flatten(), tiles.place)
+            grad_weights = take_rows((grad_weighted * shrunk * scale).sum(-1).flatten(), tiles.place)
         return grad, grad_x, grad_down, grad_up, grad_weights, None, None, None
