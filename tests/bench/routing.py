@@ -2,12 +2,14 @@
 
     python tests/bench/routing.py                      # all sizes, float32 and bfloat16
     python tests/bench/routing.py --size small --dtype float32 --rounds 15
+    python tests/bench/routing.py --of experts         # routings over 8, 32, 64 and 128 experts
+    python tests/bench/routing.py --of families        # every adapter family, one expert a task
 
-Every variant adapts q, k, v, o, gate, up and down of a Llama-shaped model with rank 8 and, where it has experts, with
-eight of them. A step is forward and backward of the same batch. Variants run in turn within one process on one thread;
-each ratio is the median over rounds of paired CPU times. Memory is what autograd keeps for the backward pass, and the
-peak of tensors alive during a step, both beyond the parameters. The table goes to the screen, the figures to a JSON
-file where `--out` names one.
+Every variant adapts a Llama-shaped model; LoRAs sit at q, k, v, o, gate, up and down with rank 8, other families at
+their own sites with their own defaults. Where nothing else is said there are eight experts. A step is forward and
+backward of the same batch. Variants run in turn within one process on one thread; each ratio is the median over
+rounds of paired CPU times. Memory is what autograd keeps for the backward pass, and the peak of tensors alive during
+a step, both beyond the parameters. The table goes to the screen, the figures to a JSON file where `--out` names one.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +35,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import moadapt
-from moadapt.adapters import LoRA
+from moadapt.adapters import FamilySpec, LoRA
+from moadapt.registry import FAMILIES
 from moadapt.routing import RouterSpec
 from moadapt_routers import ByTask, Softmax, TopK
 
 RANK, EXPERTS, VOCABULARY = 8, 8, 1024
 LEAVES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-NAMES = [f"task{index}" for index in range(EXPERTS)]
+LORA = LoRA(rank=RANK)
+MANY = (8, 32, 64, 128)
 REFERENCE = "peft LoRA"
 
 
@@ -96,16 +101,26 @@ def frozen_base(size: Size, dtype: torch.dtype) -> Step:
     return step_of(model, batch_of(size))
 
 
-def mixture(size: Size, dtype: torch.dtype, router: RouterSpec, *, shared: bool) -> Step:
-    """Eight experts behind a router, with or without a shared adapter."""
+def mixture(
+    size: Size,
+    dtype: torch.dtype,
+    router: RouterSpec,
+    *,
+    shared: bool = False,
+    experts: int = EXPERTS,
+    family: FamilySpec = LORA,
+) -> Step:
+    """Experts behind a router, with or without a shared adapter; every row has a task of its own."""
+    names = [f"task{index}" for index in range(experts)]
     model = moadapt.attach(
         llama(size, dtype),
-        shared=LoRA(rank=RANK) if shared else None,
-        experts={name: LoRA(rank=RANK) for name in NAMES},
+        shared=family if shared else None,
+        experts=dict.fromkeys(names, family),
         router=router,
     ).to(dtype)
     _wake(model)
-    return step_of(model.train(), {**batch_of(size), "task": NAMES[: size.rows]})
+    tasks = [names[row * experts // size.rows] for row in range(size.rows)]
+    return step_of(model.train(), {**batch_of(size), "task": tasks})
 
 
 def peft_lora(size: Size, dtype: torch.dtype) -> Step:
@@ -153,21 +168,45 @@ def peft_arrow(size: Size, dtype: torch.dtype) -> Step:
     return step_of(model.train(), batch_of(size))
 
 
-VARIANTS: dict[str, Callable[[Size, torch.dtype], Step]] = {
-    "frozen base": frozen_base,
-    REFERENCE: peft_lora,
-    "by task": lambda s, d: mixture(s, d, ByTask(), shared=False),
-    "top-2 by sequence": lambda s, d: mixture(s, d, TopK(k=2), shared=False),
-    "dense by sequence": lambda s, d: mixture(s, d, Softmax(), shared=False),
-    "dense by token": lambda s, d: mixture(s, d, Softmax(scope="token"), shared=False),
-    "by task + shared": lambda s, d: mixture(s, d, ByTask(), shared=True),
-    "top-2 by sequence + shared": lambda s, d: mixture(s, d, TopK(k=2), shared=True),
-    "dense by sequence + shared": lambda s, d: mixture(s, d, Softmax(), shared=True),
-    "dense by token + shared": lambda s, d: mixture(s, d, Softmax(scope="token"), shared=True),
-    "peft Poly": peft_poly,
-    "peft X-LoRA": peft_xlora,
-    "peft Arrow top-2": peft_arrow,
+Variants = dict[str, Callable[[Size, torch.dtype], Step]]
+FLOOR: Variants = {"frozen base": frozen_base, REFERENCE: peft_lora}
+ROUTERS = {
+    "by task": ByTask(),
+    "top-2 by sequence": TopK(k=2),
+    "dense by sequence": Softmax(),
+    "dense by token": Softmax(scope="token"),
 }
+
+
+def routings() -> Variants:
+    """Return every routing of eight experts, without and with a shared adapter, and peers."""
+    found = dict(FLOOR)
+    for shared, said in ((False, ""), (True, " + shared")):
+        for name, router in ROUTERS.items():
+            found[name + said] = partial(mixture, router=router, shared=shared)
+    return found | {"peft Poly": peft_poly, "peft X-LoRA": peft_xlora, "peft Arrow top-2": peft_arrow}
+
+
+def many_experts() -> Variants:
+    """Return routings that use few of many experts."""
+    found = dict(FLOOR)
+    for experts in MANY:
+        for name, router in (*list(ROUTERS.items())[:2], ("top-2 by token", TopK(k=2, scope="token"))):
+            found[f"{name}, {experts} experts"] = partial(mixture, router=router, experts=experts)
+    return found
+
+
+def families() -> Variants:
+    """Return every family that a text model can carry, with its defaults."""
+    named = {name: family(**SETTINGS.get(name, {})) for name, family in FAMILIES if name not in WITHOUT}
+    return FLOOR | {name: partial(mixture, router=ByTask(), family=family) for name, family in named.items()}
+
+
+OF = {"routings": routings, "experts": many_experts, "families": families}
+SETTINGS: dict[str, dict[str, Any]] = {"bias": {"create": True}}
+"""What a family needs beside its defaults on a Llama, which has no biases."""
+WITHOUT = {"cross_modal"}
+"""Families that need images; their cost is that of attention over the patches."""
 
 
 def _lora() -> LoraConfig:
@@ -233,9 +272,9 @@ def peak_bytes(step: Step) -> int:
     return peak
 
 
-def measure(size: str, dtype: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Measure every variant at one size and dtype."""
-    steps = {name: make(SIZES[size], getattr(torch, dtype)) for name, make in VARIANTS.items()}
+def measure(variants: Variants, size: str, dtype: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure variants at one size and dtype."""
+    steps = {name: make(SIZES[size], getattr(torch, dtype)) for name, make in variants.items()}
     ratios = step_ratios(steps, rounds)
     kept = {name: kept_bytes(step) for name, step in steps.items()}
     peak = {name: peak_bytes(step) for name, step in steps.items()}
@@ -248,6 +287,7 @@ def measure(size: str, dtype: str, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of routing, as ratios to one peft LoRA.")
+    parser.add_argument("--of", choices=list(OF), default="routings")
     parser.add_argument("--size", choices=list(SIZES), action="append")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append")
     parser.add_argument("--rounds", type=int, default=11)
@@ -258,7 +298,7 @@ def main() -> None:
     found = {}
     for size in given.size or list(SIZES):
         for dtype in given.dtype or ["float32", "bfloat16"]:
-            found[f"{size} {dtype}"] = measure(size, dtype, given.rounds)
+            found[f"{size} {dtype}"] = measure(OF[given.of](), size, dtype, given.rounds)
             _print(f"{size}, {dtype}: x {REFERENCE}", found[f"{size} {dtype}"])
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
