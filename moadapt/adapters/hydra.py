@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from moadapt.adapters.family import Adapter, Delta, FamilySpec
+from moadapt.adapters.family import Adapter, Delta, Factors, FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
@@ -105,18 +105,26 @@ class HydraBank(StackedBank):
 
     def delta(self, weights: Tensor) -> Delta:
         """Return the factors of `s Bp Ap + s Bs As W0`, and `s Bs As b0` where the layer has a bias."""
-        rows = self.row_weights(weights, self.tensors[0])
-        rows = (rows * self._scales.to(rows)).unsqueeze(1)
-        downs, ups, bias = [], [], None
+        factors, rows = self.low_rank(), self.row_weights(weights, self.tensors[0]).unsqueeze(1)
+        up = factors.up.detach() * rows.repeat(len(self._branches), 1)
+        return Delta(factors.down.detach(), up, bias=self._bias(rows))
+
+    def low_rank(self) -> Factors:
+        """Return the factors of every branch as maps of the input, the scales folded into `up`."""
+        downs, ups, scales = [], [], self._scales.to(self.stack(self.tensors[0])).unsqueeze(1)
         for name, down, up in self._stacks():
-            down, up = down.detach(), up.detach() * rows
-            if name == "serial":
-                weight, offset = self.frozen_map()
-                bias = None if offset is None else (down.to(offset) @ offset) @ up.to(offset)
-                down = down.to(weight) @ weight
-            downs.append(down)
-            ups.append(up)
-        return Delta(torch.cat(downs), torch.cat(ups), bias=bias)
+            downs.append(down if name == "parallel" else down.to(self.frozen_map()[0]) @ self.frozen_map()[0])
+            ups.append(up * scales)
+        owners = tuple(adapter.name for adapter in self._in_order() for _ in range(_spec(adapter).rank))
+        return Factors(owners * len(self._branches), torch.cat(downs), torch.cat(ups), self.frozen)
+
+    def _bias(self, rows: Tensor) -> Tensor | None:
+        """Return what the serial branch makes of the frozen bias under fixed weights of its ranks, (R, 1)."""
+        bias = self.frozen_map()[1] if "serial" in self._branches else None
+        if bias is None:
+            return None
+        down, up = (self.stack(tensor).detach().to(bias) for tensor in self._branches["serial"])
+        return (down @ bias) @ (up * (rows * self._scales.to(rows).unsqueeze(1)).to(bias))
 
     def _stacks(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         for name, (down, up) in self._branches.items():

@@ -1,0 +1,74 @@
+"""Merges of families with biases and gains: their errors count everything, and what a LoRA cannot hold is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moadapt import Mixture, Placement, attach
+from moadapt.adapters import Bias, FamilySpec, Hydra, LoRA, NormTuning, Scale
+from moadapt_routers import Softmax
+from tests.models import llava_batch, randomize, tiny_llava
+
+EVERYWHERE = Placement(towers=("vision", "connector", "language"))
+MIXTURES: dict[str, tuple[FamilySpec | None, dict[str, FamilySpec]]] = {
+    "bias": (Bias(), {"a": Bias(), "b": Bias()}),
+    "scale": (Scale(), {"a": Scale(), "b": Scale()}),
+    "norm_tuning": (None, {"a": NormTuning(), "b": NormTuning()}),
+    "hydra": (Hydra(rank=2), {"a": Hydra(rank=2), "b": Hydra(rank=1)}),
+    "mixed": (Bias(), {"a": LoRA(rank=2), "b": Scale(placement=EVERYWHERE), "c": NormTuning(), "d": Hydra(rank=1)}),
+}
+
+
+def attached(name: str, router: Any) -> Mixture:
+    shared, experts = MIXTURES[name]
+    mixture = attach(tiny_llava(), shared=shared, experts=experts, router=router, placement=EVERYWHERE)
+    randomize(mixture, 0.1)
+    return mixture.eval()
+
+
+def change(banks: list[Any], weights: Tensor) -> Tensor:
+    """The whole change of a site's parameters in one row of numbers."""
+    total = torch.zeros(1)
+    for delta in (bank.delta(weights) for bank in banks):
+        bias = torch.zeros(delta.up.shape[1]) if delta.bias is None else delta.bias
+        total = total + torch.cat([delta.weight().flatten(), bias])
+    return total
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_error_of_a_site_counts_all_that_is_added_there(name: str) -> None:
+    mixture, batch = attached(name, Softmax(scope="token", per="site")), llava_batch()
+    with torch.no_grad(), mixture.trace() as trace:
+        mixture(**batch)
+    _, report = mixture.merge("mean_routing", calibration=batch)
+    place_of = {path: place.name for place in mixture.places for path in place.sites}
+    banks: dict[str, list[Any]] = {}
+    for site, bank in mixture.banks():
+        banks.setdefault(site.path, []).append(bank)
+    assert set(report.sites) == set(banks)
+    for path, here in banks.items():
+        if path not in place_of:
+            assert report.sites[path] == 0
+            continue
+        weights = torch.cat([w.reshape(-1, w.shape[-1]) for w in trace.routings[place_of[path]]])
+        merged, routed = change(here, weights.mean(0)), [change(here, row) for row in weights]
+        apart = sum(float((one - merged).square().sum()) for one in routed)
+        expected = (apart / sum(float(one.square().sum()) for one in routed)) ** 0.5
+        assert report.sites[path] == pytest.approx(expected, rel=1e-3, abs=1e-5), path
+        assert expected > 1e-4
+    assert report.output_kl is not None
+    assert report.output_kl > 0
+
+
+@pytest.mark.parametrize("name", ["bias", "scale", "norm_tuning", "hydra"])
+def test_a_lora_folder_refuses_what_it_cannot_hold(name: str, tmp_path: Path) -> None:
+    mixture = attach(tiny_llava(), shared=next(iter(MIXTURES[name][1].values())), placement=EVERYWHERE)
+    randomize(mixture, 0.1)
+    with pytest.raises(
+        ValueError, match=r"has a dense or bias part, which a LoRA folder cannot hold; merge to a model"
+    ):
+        mixture.export_peft(tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
