@@ -16,7 +16,7 @@ from moadapt.reporting.palette import INK, MUTED, RULE, SHADES
 Draw = Callable[[Axes], None]
 
 _PIXELS = 72  # matplotlib's SVG has this many units an inch
-_STYLE: Any = {  # some releases of matplotlib type the keys
+STYLE: Any = {  # some releases of matplotlib type the keys
     "svg.fonttype": "none",
     "svg.hashsalt": "moadapt",
     "text.parse_math": False,  # a name may hold a dollar sign
@@ -60,7 +60,7 @@ def chart(draw: Draw, *, width: float, height: float, name: str, label: str) -> 
         name: Letters, digits and hyphens; no other chart of the page has it.
         label: What the chart shows, for those who cannot see it.
     """
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the reader's own font writes the text
         figure = Figure(figsize=(width / _PIXELS, height / _PIXELS), layout="constrained")
         draw(figure.add_subplot())

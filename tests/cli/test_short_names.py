@@ -96,5 +96,5 @@ def test_a_class_in_a_file_becomes_importable(tmp_path: Path) -> None:
 
 def test_keys_are_checked_against_a_class_and_some_may_be_closed() -> None:
     check_keys("model", ["rank", "placement.depth"], LoRA)
-    with pytest.raises(ValueError, match="model has no setting 'rank'; It accepts placement, alpha"):
+    with pytest.raises(ValueError, match=r"model has no setting 'rank'; did you mean ranks\?"):
         check_keys("model", ["rank"], LoRA, without=["rank"])
