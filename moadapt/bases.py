@@ -1,6 +1,8 @@
 """Where a base comes from: a folder, a hub name, or one that a package ships under a short name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,38 @@ def load_base(
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype is {dtype!r}; give auto, or a number type of torch such as float32 or bfloat16")
     folder = base_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        pictures = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        loader = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    with _loading(name):
+        loader = _loader(AutoConfig.from_pretrained(folder))
         model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
         return model.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def outline(name: str) -> PreTrainedModel:
+    """Build a base without its weights, on the meta device, from its config alone.
+
+    Args:
+        name: A registered short name, a folder or a hub name.
+
+    Raises:
+        ValueError: transformers found no config of that name.
+    """
+    with _loading(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(base_folder(name))
+        model: PreTrainedModel = _loader(config).from_config(config)
+    model.eval()
+    return model
+
+
+def _loader(config: Any) -> Any:
+    pictures = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Say what bases there are where one cannot be loaded."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the base {name!r} cannot be loaded; give a folder, a hub name, or one of those shipped: "

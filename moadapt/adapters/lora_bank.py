@@ -185,7 +185,7 @@ class LoRABank(StackedBank):
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         if any(hooks) or "forward" in vars(module) or any(p.requires_grad for p in module.parameters()):
             return False
-        if module.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        if module.weight.dtype != x.dtype or x.is_meta or torch.is_autocast_enabled(x.device.type):
             return False
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from moadapt.cli.signals import Interrupted, interruptible
@@ -14,6 +15,7 @@ from moadapt.cli.signals import Interrupted, interruptible
 # Name: (module, function, what it does). A function's typed signature and docstring make its options and help.
 COMMANDS = {
     "demo": ("moadapt.cli.demo", "demo", "show the whole job on digit scenes, offline"),
+    "inspect": ("moadapt.cli.inspecting", "inspect", "show a base's towers and sites, and what an adapter costs"),
     "list": (
         "moadapt.cli.listing",
         "list_parts",
@@ -110,4 +112,11 @@ def _call(command: str, arguments: list[str]) -> Any:
     first = next(iter(inspect.signature(part).parameters.values()), None)
     if arguments and not arguments[0].startswith("-") and first is not None and first.default is not first.empty:
         arguments = [f"--{first.name}", *arguments]  # only needed parameters stand without their name
-    return auto_cli(part, args=arguments, prog=f"moadapt {command}")
+    return auto_cli(part, args=_with_flags(part, arguments), prog=f"moadapt {command}")
+
+
+def _with_flags(part: Any, arguments: list[str]) -> list[str]:
+    """Let an option that is true or false, and false by default, stand alone for true."""
+    flags = {f"--{name}" for name, option in inspect.signature(part).parameters.items() if option.default is False}
+    pairs = pairwise([*arguments, "--"])
+    return [f"{each}=true" if each in flags and after.startswith("-") else each for each, after in pairs]

@@ -1,0 +1,80 @@
+"""`moadapt inspect`: no weights, one report, as tables or as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from moadapt.bases import base_folder, outline
+from moadapt.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A folder that holds a config and nothing else."""
+    AutoConfig.from_pretrained(base_folder("digit_scenes")).save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["inspect", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_an_outline_has_no_weights(folder: str) -> None:
+    assert {parameter.device.type for parameter in outline(folder).parameters()} == {"meta"}
+
+
+def test_the_tables_fit_and_name_everything(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["inspect", folder, "--placement", "sparse"]) == 0
+    out = capsys.readouterr().out
+    for part in ("model.vision_tower", "4 of 4", "0, 2", "self_attn", "AdamW", "for each vision token", "never read"):
+        assert part in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_json_follows_placement_family_and_rank(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    default = told(capsys, folder)
+    assert default["adapter"]["name"] == "lora"
+    assert {group["tower"] for group in default["groups"] if group["adapted"]} == {"language"}
+    doubled = told(capsys, folder, "--rank", str(2 * default["adapter"]["rank"]))
+    assert doubled["added"] == 2 * default["added"]
+    placed = told(capsys, folder, "--placement", "{towers: [vision], depth: [0.5, 1]}")
+    assert {(tower, layer) for tower, layer, _ in placed["added_by_layer"]} == {("vision", 2), ("vision", 3)}
+    other = told(capsys, folder, "--family", "{name: bottleneck, width: 3}")
+    assert (other["adapter"]["width"], other["memory"]["merged"]) == (3, None)
+    recipe = told(capsys, folder, "--preset", "vqa")
+    assert (recipe["adapter"]["rank"], recipe["adapter"]["placement"]["every"]) == (24, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--placement", "tops"], "no placement is called 'tops'; there are all, top"),
+        (["--placement", "{layers: 3}"], "Placement got wrong fields (unknown: layers"),
+        (["--placement", "{modules: [q_proj]}"], "is found in the language tower (4 times) and the vision tower"),
+        (["--preset", "ocr"], "no preset is called 'ocr'; there are vqa, captioning, grounding"),
+        (["--family", "loras"], "no adapter family is called 'loras'; did you mean lora"),
+        (["--family", "bottleneck", "--rank", "3"], "Bottleneck has no rank; give --family '{name: bottleneck, ...}'"),
+        (["--family", "{name"], "'{name' is neither a name nor a mapping"),
+    ],
+    ids=str,
+)
+def test_what_is_unknown_is_told_in_one_message(
+    given: list[str], message: str, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", folder, *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_base_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert (
+        "cannot be loaded; give a folder, a hub name, or one of those shipped: digit_scenes" in capsys.readouterr().err
+    )

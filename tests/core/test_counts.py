@@ -1,0 +1,138 @@
+"""Parameters by closed forms: the published figures of a 7B base, and every family at every site it takes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+
+from moadapt import Placement, anatomy, attach
+from moadapt.adapters import FamilySpec, LoRA
+from moadapt.adapters.bias import Bias
+from moadapt.registry import FAMILIES
+from moadapt.sites import KINDS, Site
+from moadapt.towers import TOWERS
+from tests.core.zoo import build
+
+BOTH = ("vision", "language")
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@pytest.fixture(scope="module")
+def llava_7b() -> PreTrainedModel:
+    """LLaVA-1.5-7B without its weights: CLIP ViT-L/14-336 and a LLaMA of 32 blocks."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+
+
+def added(base: PreTrainedModel, adapter: FamilySpec) -> int:
+    mixture = attach(base, shared=adapter)
+    count = sum(parameter.numel() for _, parameter in mixture.named_adapter_parameters())
+    mixture.detach()
+    return count
+
+
+def test_existing_biases_are_all_in_the_vision_tower_and_its_connector(llava_7b: PreTrainedModel) -> None:
+    own = Bias(create=False, placement=Placement(towers=TOWERS, kinds=KINDS, unread=True))
+    assert added(llava_7b, own) == 280_576
+
+
+def test_the_base_has_its_published_size(llava_7b: PreTrainedModel) -> None:
+    assert sum(parameter.numel() for parameter in llava_7b.parameters()) == 7_063_427_072
+    biases = {name: p.numel() for name, p in llava_7b.named_parameters() if name.endswith(".bias")}
+    assert sum(biases.values()) == 280_576
+    assert not [name for name in biases if "language_model" in name]
+
+
+@pytest.mark.parametrize(
+    ("towers", "modules", "rank", "unread", "expected"),
+    [
+        (BOTH, QKVO, 16, True, 19_136_512),
+        (BOTH, QKVO, 32, True, 38_273_024),
+        (BOTH, (*QKVO, "out_proj"), 16, True, 19_922_944),
+        (BOTH, (*QKVO, "out_proj"), 32, True, 39_845_888),
+        (BOTH, ("q_proj", "v_proj"), 16, True, 9_961_472),
+        (BOTH, ("q_proj", "v_proj"), 32, True, 19_922_944),
+        (("language",), ("q_proj", "v_proj"), 32, True, 16_777_216),
+        (("language",), ("q_proj", "v_proj"), 32, False, 16_777_216),
+        (BOTH, QKVO, 16, False, 19_038_208),
+        (BOTH, QKVO, 32, False, 38_076_416),
+        (BOTH, (*QKVO, "out_proj"), 16, False, 19_791_872),
+        (BOTH, (*QKVO, "out_proj"), 32, False, 39_583_744),
+        (BOTH, ("q_proj", "v_proj"), 16, False, 9_895_936),
+        (BOTH, ("q_proj", "v_proj"), 32, False, 19_791_872),
+    ],
+)
+def test_lora_has_the_published_counts(
+    llava_7b: PreTrainedModel, towers: Any, modules: Any, rank: int, unread: bool, expected: int
+) -> None:
+    placement = Placement(towers=towers, modules=modules, unread=unread)
+    assert added(llava_7b, LoRA(rank=rank, placement=placement)) == expected
+    vision = (24 if unread else 23) if "vision" in towers else 0
+    wide = len(set(modules) - {"out_proj"})  # CLIP calls its output projection out_proj, the decoder o_proj
+    thin = len(set(modules) - {"o_proj"})
+    assert expected == 2 * rank * (1024 * thin * vision + 4096 * wide * 32)
+
+
+def _bottleneck(spec: Any, site: Site, module: Any) -> int:
+    return 2 * site.out_features * spec.width + spec.width + site.out_features
+
+
+def _cross_modal(spec: Any, site: Site, module: Any) -> int:
+    return 2 * (4 * spec.rank * site.in_features + 1)  # both directions: query, key, value, output, and a gate
+
+
+def _hydra(spec: Any, site: Site, module: Any) -> int:
+    return spec.rank * (site.in_features + 3 * site.out_features)
+
+
+def _lora(spec: Any, site: Site, module: Any) -> int:
+    return spec.rank * (site.in_features + site.out_features)
+
+
+def _norm_tuning(spec: Any, site: Site, module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _scale(spec: Any, site: Site, module: Any) -> int:
+    ends = site.kind == "mlp" and site.path.rsplit(".", 1)[-1] in ("down_proj", "fc2", "wo")
+    return site.in_features if ends else site.out_features
+
+
+FORMULAS: dict[str, Callable[[Any, Site, Any], int]] = {
+    "bias": lambda spec, site, module: site.out_features,
+    "bottleneck": _bottleneck,
+    "cross_modal": _cross_modal,
+    "hydra": _hydra,
+    "lora": _lora,
+    "norm_tuning": _norm_tuning,
+    "scale": _scale,
+}
+"""Numbers of one adapter at one site, by family, with the family's default options."""
+
+
+@pytest.mark.parametrize("name", FAMILIES.names())
+def test_a_family_adds_what_its_formula_says_at_every_site(name: str) -> None:
+    if name not in FORMULAS:
+        pytest.skip(f"no closed form is written down for {name}")
+    spec = FAMILIES.get(name)(placement=Placement(towers=TOWERS, kinds=KINDS))
+    for model in ("llava", "qwen2_5_vl") if spec.reads_prompt else ("llava", "qwen2_5_vl", "t5"):
+        base = build(model)
+        modules = {site: base.get_submodule(site.path) for site in anatomy(base).sites}
+        mixture = attach(base, shared=spec)
+        counts = {site: sum(p.numel() for p in bank.parameters()) for site, bank in mixture.banks()}
+        assert counts == {site: FORMULAS[name](spec, site, modules[site]) for site in counts}
+        assert sum(counts.values()) == sum(p.numel() for _, p in mixture.named_adapter_parameters())
