@@ -197,6 +197,7 @@ def _as_class(place: str, found: object) -> type[Any]:
 
 
 FAMILIES = Registry("adapter family", package="moadapt.adapters", group="moadapt.adapters")
+INITIALS = Registry("initial state", package="moadapt.adapters.initial", group="moadapt.initial")
 MERGES = Registry("merge method", package="moadapt.merging", group="moadapt.merging")
 OBJECTIVES = Registry("objective", package="moadapt.objectives", group="moadapt.objectives")
 ROUTERS = Registry("router", group="moadapt.routers")

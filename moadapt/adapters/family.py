@@ -164,6 +164,19 @@ class Bank(nn.Module, ABC):
             ValueError: Names or shapes differ; both sides are said.
         """
 
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Names of adapters that wait for calibration inputs to start from."""
+        return frozenset()
+
+    def start(self, inputs: Tensor) -> None:
+        """Start the adapters that wait for it.
+
+        Args:
+            inputs: Mean outer product of the site's inputs, (D, D).
+        """
+        raise AssertionError(f"no adapter of {type(self).__name__} waits for inputs")
+
     @abstractmethod
     def grow(self, adapter: Adapter) -> None:
         """Add one adapter; the old ones keep their bits. Only between fits."""

@@ -14,13 +14,14 @@ from typing import ClassVar
 from torch import nn
 
 from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.initial import Initial
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.adapters.lora_experts import LoRAExperts
 from moadapt.adapters.lora_lookup import LoRALookup
 from moadapt.adapters.lora_patches import LoRAPatches
 from moadapt.adapters.stacked import StackedBank
 from moadapt.placement import Placement
-from moadapt.registry import FAMILIES
+from moadapt.registry import FAMILIES, INITIALS
 from moadapt.sites import Anatomy, Site
 
 _BANKS: dict[str, type[StackedBank]] = {
@@ -43,11 +44,13 @@ class LoRA(FamilySpec):
         dropout: Share of inputs dropped in training, 0 to 1; one mask for all adapters of a site.
         lr_ratio: Learning rate of `up` over that of `down`, above 0; about 16 for LoRA+ (Hayou et al., "LoRA+:
             Efficient Low Rank Adaptation of Large Models", section 4). Adapters with another ratio stack apart.
+        init: Name of the initial state, see `moadapt list initials`; other ones than `default` are for linear layers.
+            `eva` and the two of CorDA wait for `moadapt.initialise`.
         ranks: Ranks that differ, by module path; 0 is no adapter there. The scale stays that of `rank` everywhere, so
             that a rank says how many terms there are and nothing of their size.
 
     Raises:
-        ValueError: A rank, the dropout or the ratio is out of range.
+        ValueError: A rank, the dropout or the ratio is out of range, or no initial state has that name.
     """
 
     rank: int = 8
@@ -55,6 +58,7 @@ class LoRA(FamilySpec):
     rank_stabilized: bool = False
     dropout: float = 0.0
     lr_ratio: float = 1.0
+    init: str = "default"
     ranks: dict[str, int] | None = field(default=None, hash=False)
 
     forms: ClassVar[tuple[str, ...]] = tuple(_BANKS)
@@ -65,6 +69,7 @@ class LoRA(FamilySpec):
             raise ValueError(f"LoRA got rank={self.rank}, dropout={self.dropout}; need rank >= 1 and 0 <= dropout < 1")
         if not 0 < self.lr_ratio < math.inf:
             raise ValueError(f"LoRA got lr_ratio={self.lr_ratio}; need a finite number above 0, for LoRA+ about 16")
+        INITIALS.get(self.init)
         below = {path: rank for path, rank in (self.ranks or {}).items() if rank < 0}
         if below:
             raise ValueError(f"LoRA got ranks={below}; need ranks >= 0, where 0 is no adapter at that site")
@@ -75,13 +80,19 @@ class LoRA(FamilySpec):
         alpha = self.rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
+    @property
+    def initial(self) -> Initial:
+        """Where the factors begin."""
+        found: Initial = INITIALS.get(self.init)()
+        return found
+
     def rank_at(self, site: Site) -> int:
         """Return the rank at a site, 0 where the adapter is absent."""
         return (self.ranks or {}).get(site.path, self.rank)
 
     def shares_with(self) -> Hashable:
-        """Return the ratio of its learning rates, as adapters stacked in one parameter have one."""
-        return self.lr_ratio
+        """Return the ratio of its learning rates, one for a parameter, and whether it carries a frozen term."""
+        return self.lr_ratio, self.initial.shifts
 
     def sites(self, found: Anatomy, default: Placement) -> tuple[Site, ...]:
         """Return the sites of the placement whose rank is not 0.
@@ -100,4 +111,11 @@ class LoRA(FamilySpec):
     @classmethod
     def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> StackedBank:
         """Build the stack of one site."""
+        for adapter in adapters:
+            assert isinstance(adapter.spec, LoRA), "the mixture groups adapters by family"
+            if adapter.spec.init != "default" and site.form != "linear":
+                raise ValueError(
+                    f"{site.path} is of form {site.form!r}, where LoRA has no init={adapter.spec.init!r}; place "
+                    f"{adapter.name!r} at linear layers only, or leave init as it is"
+                )
         return _BANKS[site.form](site, adapters, module)

@@ -3,8 +3,8 @@
 Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ranks.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Delta, Factors
+from moadapt.adapters.initial import Initial, Layer
+from moadapt.adapters.initial.plain import Uniform
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
 from moadapt.adapters.tiled import add_tiled
@@ -36,6 +38,10 @@ class LowRank(Protocol):
         """Share of inputs dropped in training."""
 
     @property
+    def initial(self) -> Initial:
+        """Where the factors begin."""
+
+    @property
     def lr_ratio(self) -> float:
         """Learning rate of `up` over that of `down`."""
 
@@ -52,7 +58,7 @@ class LoRABank(StackedBank):
         ValueError: The adapters of the site ask for different dropouts.
     """
 
-    tensors = ("down", "up")
+    fixed = frozenset({"start_down", "start_up"})
     slots: Tensor
 
     def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
@@ -61,15 +67,44 @@ class LoRABank(StackedBank):
             raise ValueError(
                 f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
             )
+        self._shifts = spec_of(adapters[0]).initial.shifts
+        self.tensors = ("down", "up", "start_down", "start_up") if self._shifts else ("down", "up")
+        self._started: set[str] = set()
         super().__init__(site, adapters, module)
         self.dropout, self.lr_ratio = dropouts.pop(), spec_of(adapters[0]).lr_ratio
 
     def fresh(self, spec: LowRank) -> dict[str, Tensor]:
-        """Return `down (r, D)`, uniform, and `up (r, F)`, zero."""
-        bound, device = 1 / math.sqrt(self.site.in_features), self.owner("down").device
-        rank = spec.rank_at(self.site)
-        down = torch.empty(rank, self.site.in_features, device=device).uniform_(-bound, bound)
-        return {"down": down, "up": torch.zeros(rank, self.site.out_features, device=device)}
+        """Return `down (r, D)` and `up (r, F)`, and the same again where a frozen term takes them off."""
+        initial = Uniform() if spec.initial.reads_inputs else spec.initial
+        return self._begin(*initial.factors(self._layer(spec)))
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """Names of adapters whose start reads inputs, and that were neither started nor loaded."""
+        read = {adapter.name for adapter in self._in_order() if spec_of(adapter).initial.reads_inputs}
+        return frozenset(read - self._started)
+
+    def start(self, inputs: Tensor) -> None:
+        """Start the adapters that wait for it."""
+        for adapter in self._in_order():
+            if adapter.name in self.waiting:
+                spec = spec_of(adapter)
+                layer = replace(self._layer(spec), inputs=inputs)
+                self.load_state(adapter.name, self._begin(*spec.initial.factors(layer)))
+
+    def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of one adapter in, which then waits for nothing."""
+        super().load_state(name, tensors)
+        self._started.add(name)
+        self._waits = bool(self.waiting)
+
+    def _layer(self, spec: LowRank) -> Layer:
+        site, device = self.site, self.owner("down").device
+        rank = spec.rank_at(site)
+        return Layer(site.in_features, site.out_features, rank, spec.scale, device, lambda: self.frozen_map()[0])
+
+    def _begin(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        return {name: up if name.endswith("up") else down for name in self.tensors}
 
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Return the delta, shaped as `y`."""
@@ -94,12 +129,28 @@ class LoRABank(StackedBank):
         return x.to(down.dtype) @ down.T
 
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return `down (R, D)` and `up (R, F)` of all adapters.
+        """Return `down (R, D)` and `up (R, F)` of all adapters; frozen terms follow those that they belong to.
 
         Args:
             dtype: What to compute in.
+
+        Raises:
+            ValueError: An adapter is trained before it got the inputs to start from.
         """
-        return self.stack("down").to(dtype), self.stack("up").to(dtype)
+        if self._waits and self.training:
+            raise ValueError(
+                f"{self.site.path}: {', '.join(sorted(self.waiting))} starts from data; call "
+                "moadapt.initialise(mixture, batches) before training"
+            )
+        if not self._shifts:
+            return self.stack("down").to(dtype), self.stack("up").to(dtype)
+        downs, ups = [], []
+        for part in PARTS:
+            if self._adapters[part]:
+                down, up, first_down, first_up = (self._part(part, name) for name in self.tensors)
+                downs += [down, down - first_down]
+                ups += [up - first_up, first_up]
+        return torch.cat(downs).to(dtype), torch.cat(ups).to(dtype)
 
     def add_to(self, y: Tensor, x: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Add the delta to `y` in place, in the cheapest exact form."""
@@ -157,6 +208,7 @@ class LoRABank(StackedBank):
         slots = torch.full((len(ranks), max(map(len, ranks), default=0)), -1)
         for expert, own in enumerate(ranks):
             slots[expert, : len(own)] = own
+        self._waits = bool(self.waiting)
         self.register_buffer("slots", slots.to(device), persistent=False)
         self.register_buffer("owner_rank", owner.to(device), persistent=False)
         self._shared_ranks = int((owner < 0).sum())
@@ -164,7 +216,11 @@ class LoRABank(StackedBank):
 
     def _rows(self) -> list[Adapter]:
         """Whose every stacked rank is."""
-        return [adapter for adapter in self._in_order() for _ in range(self._sizes[adapter.name]["down"])]
+        found: list[Adapter] = []
+        for part in PARTS:
+            own = [adapter for adapter in self._adapters[part] for _ in range(self._sizes[adapter.name]["down"])]
+            found += own * (2 if self._shifts else 1)
+        return found
 
     def _find_ranks(self) -> Ranks:
         rows = self._rows()
@@ -251,16 +307,21 @@ class LoRABank(StackedBank):
         weights = routing.dense()[:, 0].to(y.dtype)
         heads = weights.shape[1]
         self.check_heads(heads, self.site.in_features, self.site.out_features)
-        down = torch.stack([self._live(a.name, "down") for a in experts]).to(y.dtype)
-        up = torch.stack([self._live(a.name, "up") for a in experts]).to(y.dtype)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
-        down = torch.einsum("bhe,erhd->brhd", weights, rearrange(down, "e r (h d) -> e r h d", h=heads)).flatten(2)
-        up = torch.einsum("bhe,erhf->brhf", weights, rearrange(up, "e r (h f) -> e r h f", h=heads)).flatten(2)
-        y = y + (x @ down.mT) @ up * next(iter(specs))[1]
+
+        def blended(side: str) -> Tensor:
+            stacked = torch.stack([self._live(a.name, side) for a in experts]).to(y.dtype)
+            slices = rearrange(stacked, "e r (h d) -> e r h d", h=heads)
+            return torch.einsum("bhe,erhd->brhd", weights, slices).flatten(2)
+
+        added = (x @ blended("down").mT) @ blended("up")
+        if self._shifts:
+            added = added - (x @ blended("start_down").mT) @ blended("start_up")
+        y = y + added * next(iter(specs))[1]
         if not self._shared_ranks:
             return y
         shared = self._ranks.scale(y.dtype)[: self._shared_ranks]
-        down, up = (self.stack(side)[: self._shared_ranks].to(y.dtype) for side in ("down", "up"))
+        down, up = (side[: self._shared_ranks] for side in self.factors(y.dtype))
         return y + (x @ down.T) * shared @ up
 
     def _live(self, name: str, side: str) -> Tensor:

@@ -35,6 +35,8 @@ class StackedBank(Bank):
     """Names of an adapter's tensors; a family with options sets those that it needs before it builds the stack."""
     vectors: ClassVar[frozenset[str]] = frozenset()
     """Those among them that weight decay leaves alone."""
+    fixed: ClassVar[frozenset[str]] = frozenset()
+    """Those among them that are never trained."""
 
     def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
         super().__init__()
@@ -132,7 +134,9 @@ class StackedBank(Bank):
         """Return the expert of every row of the expert stacks."""
         if not self._adapters["expert"]:
             return {}
-        return {f"expert_{tensor}": self._owners(tensor, ("expert",)) for tensor in self.tensors}
+        return {
+            f"expert_{tensor}": self._owners(tensor, ("expert",)) for tensor in self.tensors if tensor not in self.fixed
+        }
 
     def undecayed(self) -> frozenset[str]:
         """Return the parameters of tensors that are vectors."""
@@ -286,7 +290,8 @@ class StackedBank(Bank):
             self._shapes |= {tensor: tuple(state[tensor].shape[1:]) for tensor in self.tensors}
         for tensor in self.tensors:
             stacked = torch.cat([state[tensor].to(like) for state in states]) if states else None
-            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad="frozen" not in part)
+            trained = "frozen" not in part and tensor not in self.fixed
+            parameter = None if stacked is None else nn.Parameter(stacked, requires_grad=trained)
             setattr(self, f"{part}_{tensor}", parameter)
 
     def _index(self) -> None:

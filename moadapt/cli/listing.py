@@ -13,6 +13,7 @@ from moadapt.registry import Registry
 KINDS: dict[str, Registry] = {
     "routers": registry.ROUTERS,
     "families": registry.FAMILIES,
+    "initials": registry.INITIALS,
     "tasks": registry.TASKS,
     "merges": registry.MERGES,
     "objectives": registry.OBJECTIVES,
@@ -25,7 +26,7 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, tasks, merges, objectives, bases or datasets; all by default.
+        kind: routers, families, initials, tasks, merges, objectives, bases or datasets; all by default.
 
     Raises:
         ValueError: There is no such kind.
