@@ -2,7 +2,7 @@
 
 A page holds a placeholder on a line of its own: `<!-- parts: ROUTERS -->` becomes a table of a registry's parts,
 `<!-- modules: moadapt/adapters -->` the API of every module in a folder, `<!-- configs -->` a table of the runnable
-configurations. So a new part needs no edit here.
+configurations, `<!-- tuners -->` tables of the kinds of tuner in the peft library. So a new part needs no edit here.
 """
 
 import inspect
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from moadapt import registry
+from moadapt.adapters.peft_kinds import HOSTED, REFUSED, not_tried
 
 ROOT = Path(__file__).parent.parent
-PLACEHOLDER = re.compile(r"^<!-- (parts|modules|configs)(?:: (\S+))? -->$", re.MULTILINE)
+PLACEHOLDER = re.compile(r"^<!-- (parts|modules|configs|tuners)(?:: (\S+))? -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -23,7 +24,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     Args:
         markdown: Text of the page.
     """
-    writers = {"parts": parts_table, "modules": module_list, "configs": configs_table}
+    writers = {"parts": parts_table, "modules": module_list, "configs": configs_table, "tuners": tuner_tables}
     return PLACEHOLDER.sub(lambda found: writers[found[1]](found[2]), markdown)
 
 
@@ -57,6 +58,19 @@ def configs_table(_: None) -> str:
         words = re.sub(r"\n?# ?", " ", head[0] if head else "").split(". ")[0].strip()
         rows.append(f"| `{path.relative_to(ROOT)}` | {words} |")
     return "\n".join(["| file | what it runs |", "|---|---|", *rows])
+
+
+def tuner_tables(_: None) -> str:
+    """Return a table of the kinds of tuner that can be hosted, and one of the others with the reason."""
+    starts = {"exact": "yes", "rounding": "to rounding", "never": "no"}
+    hosted = [
+        f"| `{kind}` | {known.what} | {starts[known.start]} | {'yes' if known.mergeable else 'no'} |"
+        for kind, known in sorted(HOSTED.items())
+    ]
+    refused = [f"| `{kind}` | {reason} |" for kind, reason in sorted(REFUSED.items())]
+    refused += [f"| `{kind}` | was not tried yet |" for kind in not_tried()]
+    head = ["| kind | what it trains | starts as the base | merges |", "|---|---|---|---|"]
+    return "\n".join([*head, *hosted, "", "| kind | why it is not hosted: it |", "|---|---|", *refused])
 
 
 def _summary(part: type[Any]) -> str:

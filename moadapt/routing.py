@@ -110,6 +110,23 @@ class Routing:
         assert self.indices is not None, "a dense routing chooses none"
         return tile(self.indices.flatten(0, 2), self.num_experts)
 
+    def used(self) -> tuple[bool, ...]:
+        """Tell of each expert whether any input uses it; one transfer from the device, then remembered.
+
+        An expert counts as used where its weight is a zero that may be trained away, and while code is compiled.
+        """
+        sparse = self.indices is not None
+        if torch.compiler.is_compiling() or (not sparse and self.weights.requires_grad):
+            return (True,) * self.num_experts
+        return self._used
+
+    @cached_property
+    def _used(self) -> tuple[bool, ...]:
+        if self.indices is None:
+            return tuple((self.weights.detach() != 0).flatten(0, 2).any(dim=0).tolist())
+        chosen = set(torch.unique(self.indices).tolist())
+        return tuple(expert in chosen for expert in range(self.num_experts))
+
     def repeat_rows(self, times: int) -> "Routing":
         """Return the routing of rows that are each repeated, as beam search does."""
         if times == 1 or not self.per_row:

@@ -7,6 +7,7 @@ from moadapt.adapters.family import Adapter, Bank, Delta, Factors, FamilySpec, N
 from moadapt.adapters.hydra import Hydra
 from moadapt.adapters.lora import LoRA
 from moadapt.adapters.norm_tuning import NormTuning
+from moadapt.adapters.peft_tuner import PeftTuner
 from moadapt.adapters.prefix import Prefix
 from moadapt.adapters.scale import Scale
 
@@ -23,6 +24,7 @@ __all__ = [
     "LoRA",
     "NormTuning",
     "NotMergeable",
+    "PeftTuner",
     "Prefix",
     "Scale",
 ]
