@@ -104,6 +104,9 @@ class LoRABank(StackedBank):
         return Layer(site.in_features, site.out_features, rank, spec.scale, device, lambda: self.frozen_map()[0])
 
     def _begin(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        """Return an adapter's tensors at its start; a base that is only shapes starts at zero."""
+        device = self.owner("down").device
+        down, up = (torch.zeros_like(side, device=device) if side.is_meta else side for side in (down, up))
         return {name: up if name.endswith("up") else down for name in self.tensors}
 
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:

@@ -271,6 +271,15 @@ def test_sites_that_no_batch_reached_are_named() -> None:
         initialise(mixture, text)
 
 
+@pytest.mark.parametrize("init", NAMES)
+def test_a_base_of_shapes_alone_can_be_counted(init: str) -> None:
+    base = tiny_llama().to("meta")
+    mixture = moadapt.attach(base, shared=LoRA(rank=2, init=init, placement=Placement(modules=("q_proj",))))
+    parameters = [p for _, p in mixture.named_adapter_parameters()]
+    assert all(p.is_meta for p in parameters)
+    assert sum(p.numel() for p in parameters if p.requires_grad) == 3 * 2 * (32 + 32)
+
+
 def test_only_the_factors_train() -> None:
     spec = LoRA(rank=3, init="pissa", placement=Placement(modules=("q_proj",)))
     mixture = moadapt.attach(tiny_llama(), shared=spec)
