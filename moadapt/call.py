@@ -22,11 +22,13 @@ class Request:
         task_ids: Index of each row's task, (B,) or (1,).
         prompt_mask: Which tokens are prompt, (B, T).
         prompt_shape: Rows and tokens of the prompt of a generation, padding included.
+        inserted: Positions of the tokens that were inserted for adapters, (B, n).
     """
 
     task_ids: Tensor | None = None
     prompt_mask: Tensor | None = None
     prompt_shape: tuple[int, int] | None = None
+    inserted: Tensor | None = None
 
     def row_tasks(self, rows: int) -> Tensor | None:
         """Spread the tasks over the rows of a pass: one for all, or one a row, repeated for the beams of a generation.
@@ -51,6 +53,7 @@ class Call:
         num_rows: B.
         prompt: Which tokens of this pass are prompt, (B, T); None while a cache is continued and in vision models.
         image: Which tokens stand for image patches, (B, T).
+        inserted: Positions of the tokens of this pass that were inserted for adapters, (B, n).
         task_ids: Index of each row's task, (B,).
         memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
             first.
@@ -65,6 +68,7 @@ class Call:
     num_rows: int
     prompt: Tensor | None = None
     image: Tensor | None = None
+    inserted: Tensor | None = None
     task_ids: Tensor | None = None
     memories: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     text_features: Tensor | None = None
@@ -116,6 +120,9 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
     call = Call(len(tokens), image=image, task_ids=request.row_tasks(len(tokens)), continues=continues)
     if not continues:
         call.prompt = _prompt(inputs, request, tokens)
+        call.inserted = _inserted(request, tokens)
+        if call.inserted is not None:  # no reader of the prompt may read them
+            call.prompt = call.prompt.scatter(1, call.inserted, value=False)
         known = image_token is not None
         call.images_match = pixels is None or (
             images_match_rows(image, len(pixels)) if known else len(pixels) == len(tokens)
@@ -181,6 +188,16 @@ def check_filled(prompt: Tensor) -> None:
             f"rows {empty} have no prompt token before their first label, so a router by sequence has nothing to read; "
             'pass another prompt_mask or use scope="token"'
         )
+
+
+def _inserted(request: Request, tokens: Tensor) -> Tensor | None:
+    """Return the inserted tokens of a pass whose rows may be those of the request repeated for beams."""
+    places = request.inserted
+    if places is None:
+        return None
+    if int(places.max()) >= tokens.shape[1]:
+        raise ValueError("adapters insert tokens before the whole prompt; leave prefill_chunk_size unset")
+    return places.to(tokens.device).repeat_interleave(len(tokens) // len(places), dim=0)
 
 
 def _prompt(inputs: Mapping[str, Any], request: Request, tokens: Tensor) -> Tensor:

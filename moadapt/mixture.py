@@ -7,7 +7,7 @@ away and returns the very same base.
 import inspect
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from moadapt.adapted import AdaptedModule
 from moadapt.adapters.family import Adapter, Bank, FamilySpec
 from moadapt.call import Request, image_token_of
 from moadapt.context import CallContext, block_input, routers_of
+from moadapt.inserting import Inserted, count_inserted, insert, plain_token
 from moadapt.names import SHARED, check_names
 from moadapt.placement import Placement
 from moadapt.places import plan_places
@@ -117,6 +118,9 @@ class Mixture(nn.Module):
             self._embed,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
         )
+        self.inserts = count_inserted(spec.adapters())
+        """How many tokens adapters put before each row."""
+        self.placeholder = plain_token(base) if self.inserts else 0
         self.required_grad = {name: p.requires_grad for name, p in base.named_parameters()}
         """Which parameters of the base were trainable before it was frozen, by name."""
         self._modes = {module: module.training for module in base.modules()}
@@ -157,8 +161,9 @@ class Mixture(nn.Module):
                 detached.
         """
         self._refuse_detached()
-        with self.context.requesting(Request(self.task_ids(task), prompt_mask)):
-            return self.base(**inputs)
+        given = self._insert(inputs, Request(self.task_ids(task), prompt_mask))
+        with self.context.requesting(given.request):
+            return given.cut(self.base(**given.inputs))
 
     def generate(self, *, task: TaskNames = None, **inputs: Any) -> Any:
         """Generate with the base's own `generate`; sequence routings are decided on the prompt and then held.
@@ -168,16 +173,18 @@ class Mixture(nn.Module):
             inputs: What the base's `generate` takes.
         """
         self._refuse_detached()
+        given = self._insert(inputs, Request(self.task_ids(task)), generates=True)
+        inputs = given.inputs
         tokens = next((inputs[n] for n in ("input_ids", "inputs", "inputs_embeds") if inputs.get(n) is not None), None)
         shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])
         if all(inputs.get(name) is None for name in ("input_ids", "inputs", "inputs_embeds", "pixel_values")):
             shape = (1, 1)  # `generate` starts from a single first token
         encodes = self.base.config.is_encoder_decoder or any(site.tower != "language" for site in self.sites)
-        with self.context.requesting(Request(self.task_ids(task), prompt_shape=shape)):
+        with self.context.requesting(replace(given.request, prompt_shape=shape)):
             if self.context.enabled and encodes:
                 named = inputs if inputs.get("inputs") is None else {**inputs, "input_ids": tokens}
                 self.context.prepare(named)
-            return self.base.generate(**inputs)  # type: ignore[operator]
+            return given.cut_generated(self.base.generate(**inputs))  # type: ignore[operator]
 
     def task_ids(self, task: TaskNames) -> Tensor | None:
         """Turn task names into indices.
@@ -454,6 +461,10 @@ class Mixture(nn.Module):
 
     def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.context.enter_block(block, block_input(args, kwargs))
+
+    def _insert(self, inputs: Mapping[str, Any], request: Request, *, generates: bool = False) -> Inserted:
+        count = self.inserts if self.context.enabled else 0
+        return insert(inputs, request, count, self.placeholder, generates=generates)
 
     def _embed(self, ids: Tensor) -> Tensor:
         module = self.base.get_input_embeddings()

@@ -9,6 +9,7 @@ from moadapt.adapters.lora import LoRA
 from moadapt.adapters.norm_tuning import NormTuning
 from moadapt.adapters.peft_tuner import PeftTuner
 from moadapt.adapters.prefix import Prefix
+from moadapt.adapters.prompt_tokens import PromptTokens
 from moadapt.adapters.scale import Scale
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "NotMergeable",
     "PeftTuner",
     "Prefix",
+    "PromptTokens",
     "Scale",
 ]

@@ -270,6 +270,10 @@ class FamilySpec(ABC):
         """Say why it cannot sit at a site of its forms; None where it can. Placements leave such sites out."""
         return None
 
+    def inserts(self) -> int:
+        """Return how many tokens it puts before each row's first real one, for a bank at the entry to fill."""
+        return 0
+
     def shares_with(self) -> Hashable:
         """Return what adapters of this family must have in common to be stacked in one bank."""
         return None
