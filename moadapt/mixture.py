@@ -136,6 +136,11 @@ class Mixture(nn.Module):
         """Names a row's task may have: those of the experts."""
         return tuple(self.spec.experts)
 
+    @property
+    def attached(self) -> bool:
+        """Whether it was not detached from its base."""
+        return bool(self._handles)
+
     def banks(self) -> Iterator[tuple[Site, Bank]]:
         """Iterate over every bank with its site."""
         for site in self.sites:
@@ -448,7 +453,7 @@ class Mixture(nn.Module):
             self._checkpointing[module] = mine
 
     def _refuse_detached(self) -> None:
-        if not self._handles:
+        if not self.attached:
             raise ValueError("this mixture was detached from its base; attach adapters again, or load them")
 
     def _open_call(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

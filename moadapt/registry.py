@@ -200,6 +200,7 @@ FAMILIES = Registry("adapter family", package="moadapt.adapters", group="moadapt
 INITIALS = Registry("initial state", package="moadapt.adapters.initial", group="moadapt.initial")
 MERGES = Registry("merge method", package="moadapt.merging", group="moadapt.merging")
 OBJECTIVES = Registry("objective", package="moadapt.objectives", group="moadapt.objectives")
+RANKS = Registry("rank allocator", package="moadapt.ranks", group="moadapt.ranks")
 ROUTERS = Registry("router", group="moadapt.routers")
 TASKS = Registry("task", group="moadapt.tasks")
 BASES = Registry("base", group="moadapt.tasks")

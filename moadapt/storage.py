@@ -132,13 +132,22 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
         mixture = Mixture(base, _spec_of(stored))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _SPEC} describes no mixture of this base: {error!r}") from error
-    _take_number_types(mixture, found)
     try:
-        load_tensors(mixture, found)
+        fill(mixture, found)
     except ValueError as error:
         mixture.detach()
         raise ValueError(f"{folder / _TENSORS}: {error}") from error
     return mixture
+
+
+def fill(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a fresh mixture, which takes their number types.
+
+    Raises:
+        ValueError: Names or shapes differ; the first ones are listed.
+    """
+    _take_number_types(mixture, found)
+    load_tensors(mixture, found)
 
 
 def tensors(mixture: Mixture) -> dict[str, Tensor]:

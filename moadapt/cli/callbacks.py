@@ -43,7 +43,7 @@ class SaveMixture(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save it, on the first process."""
         if trainer.is_global_zero and isinstance(pl_module, MixtureModule):
-            pl_module.mixture.save(self.folder)
+            pl_module.finish().save(self.folder)
             Console().print(f"The mixture is in {self.folder}", highlight=False)
 
 

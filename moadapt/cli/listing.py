@@ -14,6 +14,7 @@ KINDS: dict[str, Registry] = {
     "routers": registry.ROUTERS,
     "families": registry.FAMILIES,
     "initials": registry.INITIALS,
+    "ranks": registry.RANKS,
     "tasks": registry.TASKS,
     "merges": registry.MERGES,
     "objectives": registry.OBJECTIVES,
@@ -26,7 +27,7 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, initials, tasks, merges, objectives, bases or datasets; all by default.
+        kind: routers, families, initials, ranks, tasks, merges, objectives, bases or datasets; all by default.
 
     Raises:
         ValueError: There is no such kind.

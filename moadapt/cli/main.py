@@ -19,7 +19,7 @@ COMMANDS = {
     "list": (
         "moadapt.cli.listing",
         "list_parts",
-        "list routers, families, tasks, merges, objectives, bases, data sets",
+        "list routers, families, initials, ranks, tasks, merges, objectives, bases, data sets",
     ),
     "pretrain": ("moadapt.cli.pretrain", "pretrain", "make a shipped base again"),
 }

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moadapt.adapters.family import FamilySpec
-from moadapt.attaching import attach
-from moadapt.mixture import Mixture
+from moadapt.mixture import Mixture, MixtureSpec
 from moadapt.objectives import Objective
 from moadapt.placement import Placement
+from moadapt.ranks import RankAllocator, RankDriver, trim_ranks
 from moadapt.registry import OBJECTIVES
 from moadapt.routing import RouterSpec
+from moadapt.sites import anatomy
 from moadapt.storage import load_tensors, tensors
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
@@ -37,6 +38,7 @@ class MixtureModule(TaskModule):
         attn_implementation: One of transformers' attention kernels.
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
         seed: Of dropout and routers' noise, from 0.
+        ranks: Finds the ranks of LoRAs; by default they are those of the adapters.
 
     Raises:
         ValueError: An objective reads more than parameters.
@@ -56,18 +58,28 @@ class MixtureModule(TaskModule):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         seed: int = 0,
+        ranks: RankAllocator | None = None,
     ) -> None:
         super().__init__(base, optimization, dtype, attn_implementation, seed)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
         self.pass_task = pass_task or (router is not None and router.depends_on == "task")
         self.gradient_checkpointing = gradient_checkpointing
+        self.ranks = ranks
+        self._driver: RankDriver | None = None
+        self._stored_ranks: dict[str, Any] | None = None
 
     @property
     def mixture(self) -> Mixture:
         """The mixture in training."""
         assert isinstance(self.model, Mixture), "configure_model was called"
         return self.model
+
+    def finish(self) -> Mixture:
+        """Trim the ranks that a fit pruned, if any, and return the mixture; checkpoints fit the untrimmed one."""
+        if self.ranks is not None and self.ranks.prunes:
+            self.model = trim_ranks(self.mixture)
+        return self.mixture
 
     def setup(self, stage: str) -> None:
         """Require that tasks and experts suit each other where the router goes by task.
@@ -94,10 +106,33 @@ class MixtureModule(TaskModule):
 
     def build(self, base: PreTrainedModel) -> Mixture:
         """Attach adapters and routers."""
-        mixture = attach(base, shared=self.shared, experts=self.experts, router=self.router, placement=self.placement)
+        spec = MixtureSpec(dict(self.experts or {}), self.shared, self.router, self.placement or Placement())
+        mixture = Mixture(base, spec if self.ranks is None else self.ranks.plan(spec, anatomy(base)))
         if self.gradient_checkpointing:
             mixture.gradient_checkpointing_enable()
         return mixture
+
+    def on_train_start(self) -> None:
+        """Start what changes ranks, or go on with it."""
+        if self.ranks is not None:
+            self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
+        if self._driver is not None and self._stored_ranks is not None:
+            self._driver.load_state(self._stored_ranks)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, then mask the ranks that are not kept."""
+        super().optimizer_step(*args, **kwargs)
+        if self._driver is not None:
+            self._driver.act()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of what changes ranks."""
+        if self._driver is not None:
+            checkpoint["ranks"] = self._driver.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of what changes ranks until it starts."""
+        self._stored_ranks = checkpoint.get("ranks")
 
     def options(self, batch: Batch) -> dict[str, Any]:
         """Return the prompt mask of a batch with answers, and the tasks where the mixture is told them."""
@@ -105,7 +140,7 @@ class MixtureModule(TaskModule):
         return told if batch.labels is None else {**told, "prompt_mask": batch.prompt_mask}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add the gradients of the objectives, once a step, to those of the loss."""
+        """Add the gradients of the objectives, once a step, to those of the loss; show all to what changes ranks."""
         super().on_before_optimizer_step(optimizer)
         values = {name: objective.value(self.mixture) for name, objective in self.objectives.items()}
         terms = [o.weight * values[name] for name, o in self.objectives.items() if o.weight]
@@ -113,6 +148,8 @@ class MixtureModule(TaskModule):
             add_gradients(torch.stack(terms).sum(), [p for group in optimizer.param_groups for p in group["params"]])
         for name, value in values.items():
             self.log(f"objective/{name}", value.detach())
+        if self._driver is not None:
+            self._driver.observe()
 
     def roles(self) -> dict[nn.Parameter, Role]:
         """Return shared and expert parameters with the tower of their site, and those of routers."""
@@ -133,12 +170,13 @@ class MixtureModule(TaskModule):
         ]
 
     def readings(self) -> dict[str, float]:
-        """Return the mean over sites of what the banks tell, such as how far gates are open."""
+        """Return the mean over sites of what the banks tell, such as how far gates are open, and the ranks kept."""
         found: dict[str, list[float]] = {}
         for _, bank in self.mixture.banks():
             for name, value in bank.readings().items():
                 found.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        kept = {} if self._driver is None else self._driver.readings()
+        return {name: sum(values) / len(values) for name, values in found.items()} | kept
 
     def tensors(self) -> dict[str, Tensor]:
         """Return adapters and routers under the names that a saved mixture gives them."""

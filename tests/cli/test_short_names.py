@@ -13,6 +13,7 @@ from moadapt.specs import fields_of
 APART = "moadapt.objectives.orthogonality.Orthogonality"
 TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
 LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
+IMPORTANCE = "moadapt.ranks.importance.Importance"
 SCENES = "moadapt_tasks.digit_scenes.dataset.DigitScenes"
 TOP = fields_of(Placement.named("top"))
 
@@ -23,6 +24,7 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
             "model": {
                 "router": {"class_path": "top_k", "init_args": {"k": 1}},
                 "shared": "lora",
+                "ranks": "importance",
                 "experts": {"one": "lora", "two": {"class_path": "lora"}},
                 "objectives": ["orthogonality", {"class_path": "orthogonality", "init_args": {"weight": 0.5}}],
             },
@@ -36,6 +38,7 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
             "model": {
                 "router": {"class_path": TOP_K, "init_args": {"k": 1}},
                 "shared": LORA,
+                "ranks": IMPORTANCE,
                 "experts": {"one": LORA, "two": {"class_path": LORA}},
                 "objectives": [APART, {"class_path": APART, "init_args": {"weight": 0.5}}],
             },

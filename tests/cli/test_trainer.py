@@ -21,6 +21,29 @@ from tests.cli.conftest import Moadapt
 ROOT = Path(__file__).parents[2]
 
 
+def test_fit_with_ranks_leaves_a_trimmed_mixture_and_tests_its_checkpoint(
+    moadapt: Moadapt, tmp_path: Path, base: str, config: dict[str, Any]
+) -> None:
+    config["model"]["ranks"] = {"class_path": "importance", "init_args": {"budget": 30, "every": 1, "settle": 0.4}}
+    assert moadapt("fit") == 0
+    assert moadapt("test") == 0
+    mixture = library.load(tmp_path / "run" / "mixture", load_base(base)[0])
+    assert sum(len(bank.state(name)["up"]) for _, bank in mixture.banks() for name in bank.names) == 30
+
+
+@pytest.mark.parametrize("steps", [None, [[0.5, 1], [1, 3]]], ids=["published", "own"])
+def test_fit_takes_a_schedule_of_ranks(
+    moadapt: Moadapt, tmp_path: Path, base: str, config: dict[str, Any], steps: list[list[float]] | None
+) -> None:
+    config["model"]["ranks"] = {"class_path": "depth_schedule", "init_args": {"steps": steps}} if steps else None
+    assert moadapt("fit", *([] if steps else ["--model.ranks", "depth_schedule"])) == 0
+    mixture = library.load(tmp_path / "run" / "mixture", load_base(base)[0])
+    found = {s.layer: len(bank.state("shared")["up"]) for s, bank in mixture.banks() if s.layer is not None}
+    depths = {layer: layer / (max(found) + 1) for layer in found}
+    expected = steps or [[0.25, 8], [0.75, 32], [1, 16]]
+    assert found == {layer: next(rank for until, rank in expected if u < until) for layer, u in depths.items()}
+
+
 def test_fit_leaves_checkpoint_mixture_settings_and_logs(moadapt: Moadapt, tmp_path: Path, base: str) -> None:
     own = "{towers: [language], depth: {language: [0.5, 1]}, every: 2}"
     given = ["--model.experts.small.rank", "3", "--model.placement", "language"]
