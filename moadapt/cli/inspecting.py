@@ -91,7 +91,7 @@ def _towers(found: Inspection) -> Table:
     table.add_column("tower")
     table.add_column("module", overflow="fold")
     for column in ("blocks read", "adapted", "parameters", "added", "share"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column != "adapted")
     for tower in found.towers:
         share = f"{tower.added / tower.parameters:.2%}" if tower.added else "-"
         blocks = (f"{tower.read} of {tower.blocks}", _ranges(tower.adapted)) if tower.blocks else ("-", "-")
@@ -105,7 +105,7 @@ def _towers(found: Inspection) -> Table:
         )
     table.add_section()
     table.add_row(
-        "all", "", "", "", "", f"{found.parameters:,}", f"{found.added:,}", f"{found.added / found.parameters:.2%}"
+        "all", "", "", "", f"{found.parameters:,}", f"{found.added:,}", f"{found.added / found.parameters:.2%}"
     )
     return table
 
