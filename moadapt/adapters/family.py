@@ -298,6 +298,17 @@ class FamilySpec(ABC):
         """
         return {site: cls.bank(site, adapters, module) for site, (adapters, module) in sites.items()}
 
+    @classmethod
+    def grow(cls, banks: Mapping[Site, Bank], adapter: Adapter) -> None:
+        """Add one adapter to the banks of all its sites; a family whose sites share tensors does it in one go.
+
+        Args:
+            banks: The bank of this family at each of them.
+            adapter: What to add; only between fits.
+        """
+        for bank in banks.values():
+            bank.grow(adapter)
+
 
 def check_routing(family: type[FamilySpec], site: Site, routing: Routing | None) -> None:
     """Refuse a routing that a family cannot follow.

@@ -63,6 +63,15 @@ class PeftTuner(FamilySpec):
                 found[site].add(here[site], layer)
         return found
 
+    @classmethod
+    def grow(cls, banks: Mapping[Site, Bank], adapter: Adapter) -> None:
+        """Build one tuner over all sites of the new adapter."""
+        known = {site: bank for site, bank in banks.items() if isinstance(bank, PeftBank)}
+        spec = _spec(adapter)
+        layers = host(spec.kind, spec.options, {site: bank.module for site, bank in known.items()})
+        for site, bank in known.items():
+            bank.add(adapter, layers[site])
+
 
 class PeftBank(Bank):
     """The layers that tuners have at one site, one an adapter.
@@ -85,6 +94,11 @@ class PeftBank(Bank):
     def names(self) -> tuple[str, ...]:
         """Names, the shared adapter first."""
         return tuple(adapter.name for adapter in self._adapters)
+
+    @property
+    def module(self) -> nn.Module:
+        """The frozen module."""
+        return self._module[0]
 
     def add(self, adapter: Adapter, layer: nn.Module) -> None:
         """Take in an adapter.
@@ -154,9 +168,8 @@ class PeftBank(Bank):
                 own.data = tensors[key].to(own.device, copy=True)
 
     def grow(self, adapter: Adapter) -> None:
-        """Add one adapter, whose tuner has only this site."""
-        spec = _spec(adapter)
-        self.add(adapter, host(spec.kind, spec.options, {self.site: self._module[0]})[self.site])
+        """Add one adapter, whose tuner has only this site; `PeftTuner.grow` builds one over many."""
+        PeftTuner.grow({self.site: self}, adapter)
 
     def trim(self, keep: Sequence[str]) -> None:
         """Drop the experts that are not in `keep`; the kept ones are renumbered in its order."""

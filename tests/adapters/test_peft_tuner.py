@@ -20,6 +20,9 @@ from moadapt.adapters.peft_tuner import PeftBank
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
 from moadapt.specs import from_json, to_json
+from moadapt.training.mixture_module import MixtureModule
+from moadapt.training.optimization import Optimization, check_groups, parameter_groups
+from moadapt.training.optimizer import ExpertAdamW
 from moadapt_routers import ByTask
 from tests.conformance.canonical import EXPERTS, TASKS
 from tests.models import llava_batch, tiny_llama
@@ -257,6 +260,38 @@ def test_an_expert_that_no_input_uses_is_not_run_and_gets_a_gradient_of_zero() -
     runs.clear()
     bank(x, linear(x), Routing.constant(torch.tensor([0.0, 0.5], dtype=torch.float64, requires_grad=True)))
     assert runs == [0, 1]  # a weight that is trained may leave zero
+
+
+def test_a_step_moves_what_layers_share_once_and_unused_experts_never() -> None:
+    mixture = mixture_of(spec_of("VBLORA")).train()
+    module = MixtureModule("given", optimization=Optimization())
+    module.model = mixture
+    groups = parameter_groups(module.roles(), Optimization())
+    check_groups(groups, mixture)
+    before = {name: p.detach().clone() for name, p in mixture.named_parameters() if p.requires_grad}
+    mixture(**text_batch(), task=["ask", "ask", "tell"]).loss.backward()
+    rate = 0.01
+    ExpertAdamW([{**group, "lr": rate, "weight_decay": 0.0} for group in groups], module.stacks()).step()
+    unused, seen = EXPERTS.index("find") + 1, set()
+    for name, parameter in mixture.named_parameters():
+        if name in before:
+            moved = float((parameter - before[name]).abs().max())
+            expert = int(name.split("layers.")[-1].split(".")[0])
+            assert (moved == 0) is (expert == unused), name
+            assert moved < 1.01 * rate, name  # a first step of Adam is the rate, and a second would double it
+            seen.add(expert)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_grown_adapter_shares_over_its_sites_and_changes_nothing_yet() -> None:
+    mixture = mixture_of(spec_of("VERA"))
+    expected = logits(mixture, task=TASKS)
+    banks = dict(mixture.banks())
+    PeftTuner.grow(banks, Adapter("new", spec_of("VERA"), len(EXPERTS)))
+    assert torch.equal(logits(mixture, task=TASKS), expected)
+    first, *others = [bank.state("new") for bank in banks.values()]
+    assert first.keys() - others[0].keys() == {"vera_A.default", "vera_B.default"}
+    assert all(other.keys() == others[0].keys() for other in others)
 
 
 def test_dropout_acts_in_training_only() -> None:
