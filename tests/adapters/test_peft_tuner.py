@@ -275,7 +275,7 @@ def test_a_step_moves_what_layers_share_once_and_unused_experts_never() -> None:
     unused, seen = EXPERTS.index("find") + 1, set()
     for name, parameter in mixture.named_parameters():
         if name in before:
-            moved = float((parameter - before[name]).abs().max())
+            moved = float((parameter.detach() - before[name]).abs().max())
             expert = int(name.split("layers.")[-1].split(".")[0])
             assert (moved == 0) is (expert == unused), name
             assert moved < 1.01 * rate, name  # a first step of Adam is the rate, and a second would double it
