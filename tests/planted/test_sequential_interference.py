@@ -1,8 +1,8 @@
 """Two tasks in turn, on different 4-dimensional subspaces of 32 inputs: the second adapter joins the frozen first.
 
 The penalty `0.5 |A_new A_old^T|^2` keeps the second adapter from reading what the first reads. That protects the first
-task as far as the first adapter's rows span its inputs and nothing else. Gradient descent with a little decay makes them
-so; Adam, which scales every coordinate by itself, leaves the span, and protects less.
+task as far as the first adapter's rows span its inputs and nothing else. Gradient descent with a little decay makes
+them so; Adam, which scales every coordinate by itself, leaves the span, and protects less.
 """
 
 from collections.abc import Callable
