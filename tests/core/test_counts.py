@@ -127,6 +127,7 @@ FORMULAS: dict[str, Callable[[Any, Site, Any], int]] = {
     "lora": _lora,
     "norm_tuning": _norm_tuning,
     "prefix": _prefix,
+    "prompt_tokens": lambda spec, site, module: spec.length * site.out_features,
     "scale": _scale,
 }
 """Numbers of one adapter at one site, by family, with the family's default options."""
