@@ -112,16 +112,20 @@ class Inserted:
         inputs: What the base gets.
         request: What the caller said.
         where: The inserted tokens; None where there are none among these inputs.
+        picked: Whether the caller picked the logits that it wants by their positions.
     """
 
     inputs: dict[str, Any]
     request: Request
     where: Insertion | None = None
+    picked: bool = False
 
     def cut(self, output: Any) -> Any:
         """Return what the base gave, without what belongs to inserted tokens."""
         for name in _OF_TOKENS if self.where is not None else ():
             found = getattr(output, name, None)
+            if name == "logits" and self.picked:
+                continue
             if isinstance(found, Tensor) and found.ndim == 3:
                 output[name] = self.where.out_of(found)  # type: ignore[union-attr]
             elif isinstance(found, tuple):
@@ -173,7 +177,8 @@ def insert(inputs: Mapping[str, Any], request: Request, count: int, token: int, 
     prompt = request.prompt_mask
     if prompt is not None and prompt.shape == ids.shape:
         prompt = where.into(prompt, 0)
-    return Inserted(inputs, replace(request, prompt_mask=prompt, inserted=where.positions), where)
+    request = replace(request, prompt_mask=prompt, inserted=where.positions)
+    return Inserted(inputs, request, where, isinstance(inputs.get("logits_to_keep"), Tensor))
 
 
 def _check(inputs: Mapping[str, Any], ids: Any, mask: Any) -> None:
@@ -185,8 +190,6 @@ def _check(inputs: Mapping[str, Any], ids: Any, mask: Any) -> None:
         )
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         raise ValueError(f"attention_mask is no (B, T), into which tokens could be inserted, but {type(mask).__name__}")
-    if isinstance(inputs.get("logits_to_keep"), Tensor):
-        raise ValueError("logits_to_keep names positions, which inserted tokens would shift; pass a number, or nothing")
 
 
 def _is_of_tokens(name: str, value: Any, ids: Tensor) -> bool:
@@ -199,8 +202,9 @@ def _is_of_tokens(name: str, value: Any, ids: Tensor) -> bool:
 def _lengthen(inputs: dict[str, Any], count: int) -> None:
     """Add the inserted tokens to what the caller counts in tokens of whole sequences, or from their end."""
     for name in ("max_length", "min_length", "logits_to_keep"):
-        if inputs.get(name):
-            inputs[name] += count
+        value = inputs.get(name)
+        if isinstance(value, Tensor) or value:  # of positions, those of real tokens all move by as much
+            inputs[name] = value + count
     chosen = inputs.get("generation_config")
     if chosen is not None:
         inputs["generation_config"] = chosen = copy.deepcopy(chosen)

@@ -189,6 +189,10 @@ def test_outputs_are_those_of_the_callers_tokens() -> None:
         whole = mixture(**batch, output_hidden_states=True)
         last = mixture(**prompt_of(batch), logits_to_keep=2)
         all_of_prompt = mixture(**prompt_of(batch))
+        positions = torch.tensor([5, 7, 8])  # in right padding, where rows have real tokens and where not
+        right = padded(batch, 2, "right")
+        picked = mixture(**right, logits_to_keep=positions).logits
+        torch.testing.assert_close(picked, mixture(**right).logits[:, positions])
     shape = batch["input_ids"].shape
     assert whole.logits.shape[:2] == shape
     assert {tuple(each.shape[:2]) for each in whole.hidden_states} == {tuple(shape)}

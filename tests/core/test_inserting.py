@@ -93,9 +93,8 @@ def test_without_tokens_to_insert_nothing_is_touched() -> None:
         ({"pixel_values": torch.randn(1, 3, 4, 4)}, "got no input_ids"),
         ({"input_ids": IDS, "return_dict": False}, "return_dict=False"),
         ({"input_ids": IDS, "attention_mask": torch.ones(3, 1, 4, 4)}, r"attention_mask is no \(B, T\)"),
-        ({"input_ids": IDS, "logits_to_keep": torch.tensor([1])}, "logits_to_keep names positions"),
     ],
-    ids=["embeds", "positions", "no_ids", "tuple", "mask", "logits_to_keep"],
+    ids=["embeds", "positions", "no_ids", "tuple", "mask"],
 )
 def test_inputs_that_cannot_grow_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

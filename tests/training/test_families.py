@@ -1,0 +1,33 @@
+"""Every adapter family trains through the Lightning module, alone, and one expert a task."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moadapt.adapters import FamilySpec
+from moadapt.registry import FAMILIES
+from moadapt.training import MixedTasks, MixtureModule, Optimization
+from moadapt_routers import ByTask
+from tests.training import toy
+from tests.training.runs import trainer
+
+
+@pytest.mark.parametrize("by_task", [False, True], ids=["shared", "experts"])
+@pytest.mark.parametrize("family", [pytest.param(family, id=name) for name, family in FAMILIES])
+def test_a_family_trains(family: type[FamilySpec], by_task: bool, base: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    adapters: dict[str, Any] = {"shared": family()}
+    if by_task:
+        adapters = {"experts": {name: family() for name in ("small", "large")}, "router": ByTask()}
+    module = MixtureModule(base, **adapters, optimization=Optimization(learning_rate=5e-2, warmup=0))
+    module.configure_model()
+    before = {name: tensor.clone() for name, tensor in module.tensors().items()}
+    tasks = MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=4, eval_batch_size=4)
+    fit = trainer(tmp_path, max_steps=3)
+    fit.fit(module, datamodule=tasks)
+    moved = {name.split("/")[1] for name, tensor in module.tensors().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name.split("/")[1] for name in before}
+    assert fit.callback_metrics["loss"].isfinite()
+    assert 0 <= fit.callback_metrics["score"] <= 1  # validation generated and scored answers
