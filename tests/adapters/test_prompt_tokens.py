@@ -190,7 +190,7 @@ def test_outputs_are_those_of_the_callers_tokens() -> None:
         last = mixture(**prompt_of(batch), logits_to_keep=2)
         all_of_prompt = mixture(**prompt_of(batch))
         positions = torch.tensor([5, 7, 8])  # in right padding, where rows have real tokens and where not
-        right = padded(batch, 2, "right")
+        right = padded({name: batch[name] for name in batch if name != "labels"}, 2, "right")
         picked = mixture(**right, logits_to_keep=positions).logits
         torch.testing.assert_close(picked, mixture(**right).logits[:, positions])
     shape = batch["input_ids"].shape
