@@ -88,7 +88,7 @@ def crossed(rank: int) -> Any:
 def with_cross_expert() -> Choice:
     """The mixture with a fourth expert, which is cross-modal."""
     whole = mixture(shared=LoRA(rank=6))
-    return {**whole, "experts": {**whole["experts"], "cross": crossed(6)}}
+    return {**whole, "experts": {**whole["experts"], "cross": crossed(7)}}
 
 
 def small_preset(task: str) -> LoRA:
@@ -106,7 +106,7 @@ VARIANTS: dict[str, Variant] = {
     "bottleneck, parallel": alone("bottleneck", width=39, form="parallel"),
     "hydra": alone("hydra", rank=4),
     "prefix": alone("prefix", length=40, image_length=40),
-    "cross_modal": alone("cross_modal", rank=16),
+    "cross_modal": alone("cross_modal", rank=20),
     "peft DoRA": alone("peft", kind="LORA", options={"r": 8, "lora_alpha": 8, "use_dora": True}),
     "prompt_tokens, 32": alone("prompt_tokens", rate=3e-2, length=32),
     "bias": alone("bias", rate=3e-2, create=True),
@@ -125,7 +125,7 @@ VARIANTS: dict[str, Variant] = {
     "importance": Variant("ranks", lambda: ranked("importance", 12, budget=81_920, unit="parameters")),
     # about 277 thousand and a router
     "mixture": Variant("cross-modal", mixture),
-    "... shared is cross_modal": Variant("cross-modal", lambda: mixture(shared=crossed(18))),
+    "... shared is cross_modal": Variant("cross-modal", lambda: mixture(shared=crossed(22))),
     "... a cross_modal expert": Variant("cross-modal", with_cross_expert),
     # about 170 thousand: each task's preset at a quarter of its rank, against all blocks of both towers
     "presets": Variant("placement", lambda: experts(small_preset)),

@@ -126,6 +126,7 @@ FORMULAS: dict[str, Callable[[Any, Site, Any], int]] = {
     "hydra": _hydra,
     "lora": _lora,
     "norm_tuning": _norm_tuning,
+    "peft": lambda spec, site, module: 2 * 8 * (site.in_features + site.out_features),  # LOHA: two products of rank 8
     "prefix": _prefix,
     "prompt_tokens": lambda spec, site, module: spec.length * site.out_features,
     "scale": _scale,
