@@ -40,7 +40,7 @@ class Cost:
 
 
 def cost_at(site: Site, bank: Bank, module: nn.Module, dtype: torch.dtype) -> Cost | None:
-    """Measure what a bank costs for each further token; None where it cannot be run by itself.
+    """Measure what a bank costs for each further token; None where that depends on more than the token.
 
     Args:
         site: Where.
@@ -48,12 +48,11 @@ def cost_at(site: Site, bank: Bank, module: nn.Module, dtype: torch.dtype) -> Co
         module: The frozen module there.
         dtype: Number type of the hidden states.
     """
+    if not bank.family.standalone or bank.family.reads_prompt:
+        return None
     alone = site.form not in ("sublayer", "entry")  # these modules take more than hidden states
     frozen = deepcopy(module).to("meta").requires_grad_(False) if alone else None
-    try:
-        few, many = (_measured(bank, frozen, *_values(site, module, dtype, n), n) for n in (_FEW, 2 * _FEW))
-    except Exception:  # a bank may need its module's run, or numbers; then nothing can be told
-        return None
+    few, many = (_measured(bank, frozen, *_values(site, module, dtype, n), n) for n in (_FEW, 2 * _FEW))
     return Cost((many.flops - few.flops) // _FEW, (many.saved - few.saved) // _FEW)
 
 
