@@ -45,7 +45,7 @@ class LoRA(FamilySpec):
         lr_ratio: Learning rate of `up` over that of `down`, above 0; about 16 for LoRA+ (Hayou et al., "LoRA+:
             Efficient Low Rank Adaptation of Large Models", section 4). Adapters with another ratio stack apart.
         init: Name of the initial state, see `moadapt list initials`; other ones than `default` are for linear layers.
-            `eva` and the two of CorDA wait for `moadapt.initialise`.
+            `eva` and the two of CorDA wait for data: `moadapt fit` gives it, or `moadapt.initialise`.
         ranks: Ranks that differ, by module path; 0 is no adapter there. The scale stays that of `rank` everywhere, so
             that a rank says how many terms there are and nothing of their size.
 

@@ -3,13 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from moadapt.adapters.family import Bank, FamilySpec
 from moadapt.adapters.lora import LoRA
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.mixture import MixtureSpec
 from moadapt.sites import Anatomy, Site
+
+NOTHING_READ: Mapping[Site, Tensor] = MappingProxyType({})
 
 
 class RankDriver(ABC):
@@ -50,13 +56,24 @@ class RankAllocator(ABC):
     prunes: ClassVar[bool] = False
     """Whether a fit leaves terms that add nothing, to be trimmed when it ends."""
 
+    def reads(self, spec: MixtureSpec, found: Anatomy) -> tuple[Site, ...]:
+        """Return the sites whose inputs `plan` has to know, linear layers; by default none.
+
+        Args:
+            spec: What the user chose.
+            found: Anatomy of the base.
+        """
+        return ()
+
     @abstractmethod
-    def plan(self, spec: MixtureSpec, found: Anatomy) -> MixtureSpec:
+    def plan(self, spec: MixtureSpec, found: Anatomy, means: Mapping[Site, Tensor] = NOTHING_READ) -> MixtureSpec:
         """Return the spec with the ranks that a fit starts with.
 
         Args:
             spec: What the user chose.
             found: Anatomy of the base.
+            means: Mean outer products of the inputs of the sites that `reads` names, (D, D), see
+                `moadapt.input_means`.
         """
 
     def driver(self, banks: Iterable[tuple[Site, Bank]], steps: float) -> RankDriver | None:
@@ -102,6 +119,23 @@ def ranks_of(spec: MixtureSpec, found: Anatomy) -> dict[str, dict[Site, int]]:
     }
 
 
+def stored_ranks(spec: MixtureSpec, found: Anatomy, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Return the rank that every LoRA has in stored tensors, by path; sites that are not stored keep theirs.
+
+    Args:
+        spec: Of a mixture with the same adapters.
+        found: Anatomy of the base.
+        tensors: By the names of `moadapt.storage.tensors`.
+    """
+
+    def stored(name: str, site: Site, rank: int) -> int:
+        down = tensors.get(f"adapters/{name}/{site.path}/down")
+        return rank if down is None else len(down)
+
+    ranks = ranks_of(spec, found)
+    return {name: {site.path: stored(name, site, rank) for site, rank in own.items()} for name, own in ranks.items()}
+
+
 def lora_banks(banks: Iterable[tuple[Site, Bank]]) -> Iterator[tuple[Site, LoRABank]]:
     """Iterate over the banks of LoRAs whose terms add nothing where `up` is zero.
 
@@ -113,3 +147,23 @@ def lora_banks(banks: Iterable[tuple[Site, Bank]]) -> Iterator[tuple[Site, LoRAB
 def cost_of(site: Site) -> int:
     """Return how many parameters one rank is worth at a site, D + F."""
     return site.in_features + site.out_features
+
+
+def highest(scores: Tensor, costs: Tensor, budget: int) -> Tensor:
+    """Choose terms by score per cost until the budget is spent; ties go to the first.
+
+    Args:
+        scores: (N,).
+        costs: (N,), integers.
+        budget: Never exceeded; a term that it cannot pay for is passed over.
+
+    Returns:
+        Which are kept, (N,).
+    """
+    order = torch.sort(scores / costs, descending=True, stable=True).indices.tolist()
+    kept, left, prices = torch.zeros(len(scores), dtype=torch.bool), budget, costs.tolist()
+    for index in order:
+        if prices[index] <= left:
+            kept[index] = True
+            left -= prices[index]
+    return kept

@@ -5,10 +5,13 @@ within each tower, in encoder-decoders within each of the two. It looks at nothi
 data see `importance`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from moadapt.mixture import MixtureSpec
-from moadapt.ranks.allocator import RankAllocator, cost_of, ranks_of, with_ranks
+from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, cost_of, ranks_of, with_ranks
 from moadapt.registry import RANKS
 from moadapt.sites import Anatomy, Site
 
@@ -46,7 +49,7 @@ class DepthSchedule(RankAllocator):
             if min(rank for _, rank in steps) < 1:
                 raise ValueError(f"a depth schedule has ranks of 1 or more, got {[rank for _, rank in steps]}")
 
-    def plan(self, spec: MixtureSpec, found: Anatomy) -> MixtureSpec:
+    def plan(self, spec: MixtureSpec, found: Anatomy, means: Mapping[Site, Tensor] = NOTHING_READ) -> MixtureSpec:
         """Return the spec with the schedule's ranks.
 
         Raises:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from moadapt.adapters.family import Bank
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.mixture import MixtureSpec
-from moadapt.ranks.allocator import RankAllocator, RankDriver, cost_of, lora_banks
+from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, RankDriver, cost_of, highest, lora_banks
 from moadapt.registry import RANKS
 from moadapt.sites import Anatomy, Site
 
@@ -82,7 +82,7 @@ class Importance(RankAllocator):
         if not all(0 <= each < 1 for each in self.smoothing):
             raise ValueError(f"{self}: smoothing is two numbers from 0 to below 1")
 
-    def plan(self, spec: MixtureSpec, found: Anatomy) -> MixtureSpec:
+    def plan(self, spec: MixtureSpec, found: Anatomy, means: Mapping[Site, Tensor] = NOTHING_READ) -> MixtureSpec:
         """Return the spec as it is: a fit starts with the adapters' own ranks."""
         return spec
 
@@ -230,23 +230,3 @@ class ImportanceDriver(RankDriver):
         sizes = [len(terms.owner) for terms in self.terms.values()]
         for terms, kept in zip(self.terms.values(), torch.split(self.kept, sizes), strict=True):
             terms.prune(kept)
-
-
-def highest(scores: Tensor, costs: Tensor, budget: int) -> Tensor:
-    """Choose terms by score per cost until the budget is spent; ties go to the first.
-
-    Args:
-        scores: (N,).
-        costs: (N,), integers.
-        budget: Never exceeded; a term that it cannot pay for is passed over.
-
-    Returns:
-        Which are kept, (N,).
-    """
-    order = torch.sort(scores / costs, descending=True, stable=True).indices.tolist()
-    kept, left, prices = torch.zeros(len(scores), dtype=torch.bool), budget, costs.tolist()
-    for index in order:
-        if prices[index] <= left:
-            kept[index] = True
-            left -= prices[index]
-    return kept

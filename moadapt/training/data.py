@@ -1,7 +1,7 @@
 """The data module: several tasks, mixed in every batch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import lightning
@@ -9,6 +9,7 @@ from transformers import AutoProcessor
 
 from moadapt.bases import base_folder
 from moadapt.task import BadExample, Dataset, Example, Task
+from moadapt.training.batch import Batch
 from moadapt.training.collate import Collator
 from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
 from moadapt.training.order import MixedOrder, Sampling
@@ -110,14 +111,19 @@ class MixedTasks(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Give training batches from step 0, or from where a checkpoint was taken."""
-        rows = self._rows["train"]
-        order = MixedOrder(rows.sizes, self.batch_size, self.sampling, self.seed)
-        collator = Collator(self.processor, seed=self.seed, answers=True)
-        self._loader = TrainLoader(rows, order, collator, self.num_workers, *self._process())
+        self._loader = self._train_loader()
         if self._resumed is not None:
             self._loader.load_state_dict(self._resumed)
             self._resumed = None
         return self._loader
+
+    def first_batches(self, count: int) -> Iterator[Batch]:
+        """Give the first training batches, every process's share of each; training does not move on by it.
+
+        Args:
+            count: How many steps' batches.
+        """
+        return self._train_loader().first(count)
 
     def val_dataloader(self) -> EvaluationLoader:
         """Give every row of the validation split once."""
@@ -149,6 +155,12 @@ class MixedTasks(lightning.LightningDataModule):
             split: `train`, `validation` or `test`.
         """
         return self._rows[split].examples
+
+    def _train_loader(self) -> TrainLoader:
+        rows = self._rows["train"]
+        order = MixedOrder(rows.sizes, self.batch_size, self.sampling, self.seed)
+        collator = Collator(self.processor, seed=self.seed, answers=True)
+        return TrainLoader(rows, order, collator, self.num_workers, *self._process())
 
     def _evaluation(self, split: str) -> EvaluationLoader:
         collator = Collator(self.processor, seed=self.seed, answers=False)

@@ -63,7 +63,8 @@ class TrainLoader:
             )
         self.rows, self.order, self.collator, self.num_workers = rows, order, collator, num_workers
         share = order.batch_size // num_processes
-        self._own = slice(process * share, (process + 1) * share)
+        self._shares = [slice(each * share, (each + 1) * share) for each in range(num_processes)]
+        self._own = self._shares[process]
         self.steps_done = 0
 
     def __len__(self) -> int:
@@ -81,6 +82,19 @@ class TrainLoader:
             batch.step = self.steps_done
             self.steps_done += 1
             yield batch
+
+    def first(self, count: int) -> Iterator[Batch]:
+        """Give the batches of the first steps, the shares of all processes one after the other.
+
+        They are made in this process and without a torch DataLoader, which would draw from the global random state.
+
+        Args:
+            count: How many steps.
+        """
+        for step in range(count):
+            draws = self.order.batch(*divmod(step, len(self)))
+            for share in self._shares:
+                yield self.collator([self.rows[draw] for draw in draws[share]])
 
     def state_dict(self) -> dict[str, int]:
         """Return seed, epoch and step of the next batch."""

@@ -1,6 +1,7 @@
 """The Lightning module of a mixture."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,13 +9,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moadapt.adapters.family import FamilySpec
+from moadapt.initialising import start, waiting_sites
+from moadapt.input_means import input_means
 from moadapt.mixture import Mixture, MixtureSpec
 from moadapt.objectives import Objective
 from moadapt.placement import Placement
 from moadapt.ranks import RankAllocator, RankDriver, trim_ranks
+from moadapt.ranks.allocator import ranks_of, stored_ranks, with_ranks
 from moadapt.registry import OBJECTIVES
 from moadapt.routing import RouterSpec
-from moadapt.sites import anatomy
+from moadapt.sites import Site, anatomy
 from moadapt.storage import load_tensors, tensors
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
@@ -39,9 +43,11 @@ class MixtureModule(TaskModule):
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
         seed: Of dropout and routers' noise, from 0.
         ranks: Finds the ranks of LoRAs; by default they are those of the adapters.
+        calibration_batches: How many of the first training batches starts and ranks that follow data read, at least 1;
+            every process reads all of them whole.
 
     Raises:
-        ValueError: An objective reads more than parameters.
+        ValueError: An objective reads more than parameters, or there are no calibration batches.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class MixtureModule(TaskModule):
         gradient_checkpointing: bool = False,
         seed: int = 0,
         ranks: RankAllocator | None = None,
+        calibration_batches: int = 8,
     ) -> None:
         super().__init__(base, optimization, dtype, attn_implementation, seed)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
@@ -66,6 +73,11 @@ class MixtureModule(TaskModule):
         self.pass_task = pass_task or (router is not None and router.depends_on == "task")
         self.gradient_checkpointing = gradient_checkpointing
         self.ranks = ranks
+        if calibration_batches < 1:
+            raise ValueError(f"calibration_batches is {calibration_batches}; give at least 1")
+        self.calibration_batches = calibration_batches
+        self._fits = False
+        self._ranks_found = False
         self._driver: RankDriver | None = None
         self._stored_ranks: dict[str, Any] | None = None
 
@@ -90,6 +102,7 @@ class MixtureModule(TaskModule):
         Raises:
             ValueError: A task has no expert, or, in training, an expert no task.
         """
+        self._fits = stage == "fit"
         if self.router is None or self.router.depends_on != "task":
             return
         tasks, experts = list(self.data.tasks), list(self.experts or {})
@@ -107,10 +120,25 @@ class MixtureModule(TaskModule):
     def build(self, base: PreTrainedModel) -> Mixture:
         """Attach adapters and routers."""
         spec = MixtureSpec(dict(self.experts or {}), self.shared, self.router, self.placement or Placement())
-        mixture = Mixture(base, spec if self.ranks is None else self.ranks.plan(spec, anatomy(base)))
-        if self.gradient_checkpointing:
-            mixture.gradient_checkpointing_enable()
-        return mixture
+        if self.ranks is not None and not self.ranks.reads(spec, found := anatomy(base)):
+            spec = self.ranks.plan(spec, found)
+        return self._on(base, spec)
+
+    def configure_model(self) -> None:
+        """Load the base and build on it, once; in a fit, find the ranks that follow data, unless they were loaded."""
+        super().configure_model()
+        sites = self._read_for_ranks()
+        if self._fits and sites and not self._ranks_found:
+            assert self.ranks is not None, "sites are read for it"
+            means = self._means({*sites, *waiting_sites(self.mixture)})
+            self._rebuild(self.ranks.plan(self.mixture.spec, self.mixture.anatomy, means))
+            start(self.mixture, means)
+
+    def on_fit_start(self) -> None:
+        """Start adapters from data that wait for it; those of a checkpoint, now loaded, do not."""
+        sites = waiting_sites(self.mixture)
+        if sites:
+            start(self.mixture, self._means(sites))
 
     def on_train_start(self) -> None:
         """Start what changes ranks, or go on with it."""
@@ -183,8 +211,39 @@ class MixtureModule(TaskModule):
         return tensors(self.mixture)
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy adapters and routers in; see `TaskModule.load_tensors`."""
+        """Copy adapters and routers in, of the ranks that they have; see `TaskModule.load_tensors`."""
+        spec, found = self.mixture.spec, self.mixture.anatomy
+        if self._read_for_ranks():
+            stored = with_ranks(spec, stored_ranks(spec, found, tensors))
+            if ranks_of(stored, found) != ranks_of(spec, found):
+                self._rebuild(stored)
+            self._ranks_found = True
         load_tensors(self.mixture, tensors)
+
+    def _on(self, base: PreTrainedModel, spec: MixtureSpec) -> Mixture:
+        mixture = Mixture(base, spec)
+        if self.gradient_checkpointing:
+            mixture.gradient_checkpointing_enable()
+        return mixture
+
+    def _rebuild(self, spec: MixtureSpec) -> None:
+        device = self.mixture.base.device
+        self.model = self._on(self.mixture.detach(), spec).to(device).train()
+        self._ranks_found = True
+
+    def _read_for_ranks(self) -> tuple[Site, ...]:
+        """Return the sites whose inputs the ranks follow."""
+        return () if self.ranks is None else self.ranks.reads(self.mixture.spec, self.mixture.anatomy)
+
+    def _means(self, sites: Iterable[Site]) -> dict[Site, Tensor]:
+        """Run the first training batches through the bare base, on all processes the same; see `input_means`."""
+        self.mixture.to(self.trainer.strategy.root_device)
+        with self.mixture.bare_base() as base:
+            batches = self.data.first_batches(self.calibration_batches)
+            cast = (batch.to(base.device).cast(base.dtype) for batch in batches)
+            keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
+            options = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}  # nobody reads the logits
+            return input_means(base, sites, ({**batch.inputs, **options} for batch in cast))
 
 
 def add_gradients(value: Tensor, parameters: Sequence[Tensor]) -> None:

@@ -14,7 +14,7 @@ from moadapt.adapters import Adapter, LoRA
 from moadapt.adapters.initial import Layer
 from moadapt.adapters.initial.corda import damped
 from moadapt.adapters.lora_bank import LoRABank
-from moadapt.initialising import input_sums
+from moadapt.input_means import Products, input_means
 from moadapt.registry import INITIALS
 from moadapt.sites import Site
 from moadapt_routers import ByTask
@@ -236,15 +236,46 @@ def test_sums_stream_over_batches_and_leave_padding_out() -> None:
     whole = llava_batch(4)
     halves = [{name: t[rows] for name, t in whole.items()} for rows in (slice(0, 2), slice(2, 4))]
     fresh = [padded(half, 3, side) for half, side in zip(halves, ("left", "right"), strict=True)]
-    once = input_sums(mixture, sites, [whole])
-    for batches in (halves, [fresh[1]]):
-        some = input_sums(mixture, sites, batches)
-        for site in sites:
-            if batches is halves:
-                torch.testing.assert_close(some[site].mean(), once[site].mean(), rtol=1e-4, atol=1e-5)
-            else:
-                apart = input_sums(mixture, sites, [halves[1]])[site]
-                torch.testing.assert_close(some[site].mean(), apart.mean(), rtol=1e-4, atol=1e-5)
+    with mixture.bare_base() as base:
+        once = input_means(base, sites, [whole])
+        streamed, apart = input_means(base, sites, halves), input_means(base, sites, [halves[1]])
+        unpadded = input_means(base, sites, [fresh[1]])
+    for site in sites:
+        torch.testing.assert_close(streamed[site], once[site], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(unpadded[site], apart[site], rtol=1e-4, atol=1e-5)
+
+
+def test_sites_that_read_one_tensor_share_their_mean() -> None:
+    mixture, batch = mixture_of("default"), llava_batch()
+    taken: dict[str, Tensor] = {}
+    with mixture.bare_base() as base:
+        means = {site.path: mean for site, mean in input_means(base, mixture.sites, [batch]).items()}
+        for path in means:
+            base.get_submodule(path).register_forward_pre_hook(lambda m, args, path=path: taken.update({path: args[0]}))
+        base(**batch)
+    for path, mean in means.items():
+        x = taken[path].flatten(0, -2) if "language" not in path else taken[path][batch["attention_mask"].bool()]
+        torch.testing.assert_close(mean, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+        for other, theirs in means.items():
+            assert (mean is theirs) is (taken[path] is taken[other])
+    first = "model.language_model.layers.0"
+    assert means[f"{first}.self_attn.q_proj"] is means[f"{first}.self_attn.v_proj"]
+    assert means[f"{first}.mlp.up_proj"] is not means[f"{first}.mlp.down_proj"]
+
+
+def test_sites_that_share_inputs_only_sometimes_are_still_exact() -> None:
+    one, two, both = (torch.randn(n, 4) for n in (3, 5, 7))
+    a, b = (Site(name, "vision", "mlp", 0, 4, 4) for name in "ab")
+    found = Products()
+    found.batch = {}
+    for x, readers in ((both, (a, b)), (one, (a,)), (two, (b,))):
+        for site in readers:
+            found.add(site, x)
+    found.flush()
+    means = found.means([a, b])
+    for site, own in ((a, one), (b, two)):
+        x = torch.cat([both, own])
+        torch.testing.assert_close(means[site], x.T @ x / len(x))
 
 
 @pytest.mark.parametrize("init", READING)

@@ -14,7 +14,8 @@ from moadapt.adapters.family import Adapter
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.bases import load_base
 from moadapt.ranks import Importance
-from moadapt.ranks.importance import ImportanceDriver, budget_at, highest
+from moadapt.ranks.allocator import highest
+from moadapt.ranks.importance import ImportanceDriver, budget_at
 from moadapt.sites import Site
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
 from moadapt_routers import ByTask

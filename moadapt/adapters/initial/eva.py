@@ -22,4 +22,6 @@ class EVA(Initial):
         assert layer.inputs is not None, "given where reads_inputs"
         check_rank(layer, layer.in_features)
         down = torch.linalg.eigh(layer.inputs).eigenvectors.T.flip(0)[: layer.rank]
+        largest = down.gather(1, down.abs().argmax(dim=1, keepdim=True))
+        down = down * largest.sign()  # a decomposition leaves the sign to rounding
         return down, down.new_zeros(layer.rank, layer.out_features)
