@@ -70,6 +70,7 @@ class LoRABank(StackedBank):
         self._shifts = spec_of(adapters[0]).initial.shifts
         self.tensors = ("down", "up", "start_down", "start_up") if self._shifts else ("down", "up")
         self._started: set[str] = set()
+        self._gates: dict[str, float] = {}
         super().__init__(site, adapters, module)
         self.dropout, self.lr_ratio = dropouts.pop(), spec_of(adapters[0]).lr_ratio
 
@@ -198,6 +199,15 @@ class LoRABank(StackedBank):
         owners = tuple(adapter.name for adapter in self._rows())
         return Factors(owners, down, up * self._ranks.scale(up.dtype).unsqueeze(1), self.frozen)
 
+    def gate(self, gates: Mapping[str, float]) -> None:
+        """Multiply what adapters add by constants, until told otherwise; saved mixtures know nothing of them.
+
+        Args:
+            gates: By name of the adapter, from 0 to 1.
+        """
+        self._gates.update(gates)
+        self._ranks = self._find_ranks()
+
     def rates(self) -> dict[str, float]:
         """Return the factor of `up`."""
         return {f"{part}_up": self.lr_ratio for part in PARTS}
@@ -227,7 +237,8 @@ class LoRABank(StackedBank):
 
     def _find_ranks(self) -> Ranks:
         rows = self._rows()
-        scale = torch.tensor([spec_of(a).scale for a in rows], dtype=torch.float64, device=self.owner("down").device)
+        scales = [spec_of(a).scale * self._gates.get(a.name, 1.0) for a in rows]
+        scale = torch.tensor(scales, dtype=torch.float64, device=self.owner("down").device)
         owners = [a.expert for a in rows if a.expert is not None]
         return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
 
@@ -299,6 +310,11 @@ class LoRABank(StackedBank):
 
     def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
         """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
+        if self._gates:
+            raise ValueError(
+                f"{self.site.path}: a router that blends parameters needs every expert at every site, so no gate can "
+                "shut one out; choose a router that blends outputs"
+            )
         experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
         ranks = {a.name: spec_of(a).rank_at(self.site) for a in experts}
         specs = {(ranks[a.name], spec_of(a).scale) for a in experts}
