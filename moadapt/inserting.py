@@ -12,13 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from moadapt.adapters.family import Adapter
 from moadapt.call import Request
 
-_OF_TOKENS = ("logits", "last_hidden_state", "hidden_states")
+_OF_TOKENS = (
+    "logits",
+    "last_hidden_state",
+    "hidden_states",
+    "start_logits",
+    "end_logits",
+)  # `attentions` have two axes of them
 _NOT_OF_TOKENS = ("pixel", "image", "video")
+_OF_SPANS = ("start_logits", "end_logits")
+_POSITIONS = ("start_positions", "end_positions")
 _REFUSED = ("inputs_embeds", "position_ids", "cache_position")
 
 
@@ -78,7 +87,7 @@ class Insertion:
             real: Which tokens are no padding, (B, T).
             count: n.
         """
-        starts = real.int().argmax(dim=1, keepdim=True)
+        starts = (real > 0).int().argmax(dim=1, keepdim=True)
         places = torch.arange(real.shape[1], device=real.device)
         return cls(starts + torch.arange(count, device=real.device), places + count * (places >= starts))
 
@@ -95,10 +104,27 @@ class Insertion:
         return values[self._rows(), own.to(values.device)]
 
     def out_of_sequences(self, sequences: Tensor) -> Tensor:
-        """Return generated sequences (B x k, T + n + new), k a row, with the caller's own prompt in front."""
+        """Return generated sequences (B x k, T + n + new, ...), k a row, with the caller's own prompt in front.
+
+        Those of a later step that holds its new token alone stay as they are.
+        """
         times, whole = len(sequences) // len(self.own), self.own.shape[1] + self.positions.shape[1]
+        if sequences.shape[1] < whole:
+            return sequences
         own = self.own.to(sequences.device).repeat_interleave(times, dim=0)
-        return torch.cat([sequences[:, :whole].gather(1, own), sequences[:, whole:]], dim=1)
+        rows = torch.arange(len(sequences), device=sequences.device).unsqueeze(1)
+        return torch.cat([sequences[rows, own], sequences[:, whole:]], dim=1)
+
+    def moved(self, positions: Tensor) -> Tensor:
+        """Return where the caller's tokens went; positions outside of the row, (B, ...), stay outside.
+
+        Args:
+            positions: Of one token a row, (B,) or (B, 1).
+        """
+        length, count = self.own.shape[1], self.positions.shape[1]
+        own = self.own.to(positions.device).gather(1, positions.clamp(0, length - 1).view(len(positions), -1))
+        inside = torch.where(positions < length, own.view(positions.shape), positions + count)
+        return torch.where(positions < 0, positions, inside)
 
     def _rows(self) -> Tensor:
         return torch.arange(len(self.own)).unsqueeze(1)
@@ -122,14 +148,19 @@ class Inserted:
 
     def cut(self, output: Any) -> Any:
         """Return what the base gave, without what belongs to inserted tokens."""
-        for name in _OF_TOKENS if self.where is not None else ():
+        where = self.where
+        if where is None:
+            return output
+        for name in _OF_TOKENS:
             found = getattr(output, name, None)
             if name == "logits" and self.picked:
                 continue
-            if isinstance(found, Tensor) and found.ndim == 3:
-                output[name] = self.where.out_of(found)  # type: ignore[union-attr]
+            if isinstance(found, Tensor) and found.ndim == (2 if name in _OF_SPANS else 3):
+                output[name] = where.out_of(found)
             elif isinstance(found, tuple):
-                output[name] = tuple(self.where.out_of(each) for each in found)  # type: ignore[union-attr]
+                output[name] = tuple(where.out_of(each) for each in found)
+        if getattr(output, "attentions", None) is not None:
+            output["attentions"] = tuple(each if each is None else _square(where, each) for each in output.attentions)
         return output
 
     def cut_generated(self, output: Any) -> Any:
@@ -138,11 +169,36 @@ class Inserted:
             return output
         if isinstance(output, Tensor):
             return self.where.out_of_sequences(output)
-        output["sequences"] = self.where.out_of_sequences(output["sequences"])
+        cut = self.where.out_of_sequences
+        output["sequences"] = cut(output["sequences"])
+        if getattr(output, "hidden_states", None) is not None:
+            output["hidden_states"] = tuple(tuple(cut(each) for each in step) for step in output.hidden_states)
         return output
 
 
-def insert(inputs: Mapping[str, Any], request: Request, count: int, token: int, *, generates: bool = False) -> Inserted:
+class _Streamer(BaseStreamer):
+    """Hands a caller's streamer the caller's own prompt, and then new tokens as they come."""
+
+    def __init__(self, inner: BaseStreamer, where: Insertion) -> None:
+        self.inner, self.where = inner, where
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, (B, T + n), or one new token a row, (B,)."""
+        self.inner.put(self.where.out_of_sequences(value) if value.ndim > 1 else value)
+
+    def end(self) -> None:
+        """Tell that there are no more."""
+        self.inner.end()
+
+
+def insert(
+    inputs: Mapping[str, Any],
+    request: Request,
+    count: int,
+    token: int,
+    *,
+    generates: GenerationConfig | None = None,
+) -> Inserted:
     """Insert tokens into what the base is called with; a filled cache holds them already, and then only masks grow.
 
     Args:
@@ -150,10 +206,12 @@ def insert(inputs: Mapping[str, Any], request: Request, count: int, token: int, 
         request: What the caller said.
         count: n; 0 changes nothing.
         token: What to insert.
-        generates: Whether it is `generate` that is called, which cuts off itself what a cache holds.
+        generates: The base's own settings where it is `generate` that is called, which cuts off itself what a cache
+            holds; else None.
 
     Raises:
-        ValueError: The inputs are no token ids, or tell positions, which the inserted tokens would shift.
+        ValueError: The inputs are no token ids, or tell positions, which the inserted tokens would shift; or
+            attentions are asked of single steps, whose keys cannot be told apart.
     """
     if not count:
         return Inserted(dict(inputs), request)
@@ -163,17 +221,23 @@ def insert(inputs: Mapping[str, Any], request: Request, count: int, token: int, 
     ids, mask, cache = (inputs.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
     _check(inputs, ids, mask)
     assert isinstance(ids, Tensor), "checked"
-    continues = not generates and cache is not None and int(cache.get_seq_length()) > 0
+    continues = generates is None and cache is not None and int(cache.get_seq_length()) > 0
+    if continues or generates is not None:
+        _refuse_attentions(inputs, generates)
     if continues:
         if mask is not None:
-            inputs["attention_mask"] = Insertion.before(mask.bool(), count).into(mask, 1)
+            inputs["attention_mask"] = Insertion.before(mask, count).into(mask, 1)
         return Inserted(inputs, request)
     where = Insertion.before(torch.ones_like(ids) if mask is None else mask, count)
-    fills = {"input_ids": token, "attention_mask": 1, "labels": -100}
+    fills = {"input_ids": token, "attention_mask": 1, "labels": -100, "shift_labels": -100}
     for name, value in inputs.items():
         if _is_of_tokens(name, value, ids):
             inputs[name] = where.into(value, fills.get(name, 0))
-    _lengthen(inputs, count)
+        elif name in _POSITIONS and isinstance(value, Tensor):
+            inputs[name] = where.moved(value)
+    _lengthen(inputs, count, generates)
+    if inputs.get("streamer") is not None:
+        inputs["streamer"] = _Streamer(inputs["streamer"], where)
     prompt = request.prompt_mask
     if prompt is not None and prompt.shape == ids.shape:
         prompt = where.into(prompt, 0)
@@ -192,22 +256,45 @@ def _check(inputs: Mapping[str, Any], ids: Any, mask: Any) -> None:
         raise ValueError(f"attention_mask is no (B, T), into which tokens could be inserted, but {type(mask).__name__}")
 
 
+def _refuse_attentions(inputs: Mapping[str, Any], generates: GenerationConfig | None) -> None:
+    name = "output_attentions"
+    if inputs.get(name) or any(getattr(each, name, None) for each in (inputs.get("generation_config"), generates)):
+        raise ValueError(
+            "adapters of this mixture insert tokens before each row, which cannot be left out of the attentions of "
+            "single steps; leave output_attentions unset, or run the whole rows without a cache"
+        )
+
+
 def _is_of_tokens(name: str, value: Any, ids: Tensor) -> bool:
-    """Tell whether an input holds whole numbers of each token."""
-    if not isinstance(value, Tensor) or value.is_floating_point() or name.startswith(_NOT_OF_TOKENS):
+    """Tell whether an input holds numbers of each token: whole ones, or how far it may be attended to."""
+    if not isinstance(value, Tensor) or name.startswith(_NOT_OF_TOKENS):
         return False
-    return value.shape[:2] == ids.shape
+    return value.shape[:2] == ids.shape and (name == "attention_mask" or not value.is_floating_point())
 
 
-def _lengthen(inputs: dict[str, Any], count: int) -> None:
-    """Add the inserted tokens to what the caller counts in tokens of whole sequences, or from their end."""
-    for name in ("max_length", "min_length", "logits_to_keep"):
-        value = inputs.get(name)
-        if isinstance(value, Tensor) or value:  # of positions, those of real tokens all move by as much
-            inputs[name] = value + count
+def _lengthen(inputs: dict[str, Any], count: int, defaults: GenerationConfig | None) -> None:
+    """Add the inserted tokens to what counts tokens of whole sequences, or from their end."""
+    keep = inputs.get("logits_to_keep")
+    if isinstance(keep, Tensor):  # of positions from the front, those of real tokens all move by as much
+        inputs["logits_to_keep"] = torch.where(keep >= 0, keep + count, keep)
+    elif keep:
+        inputs["logits_to_keep"] = keep + count
     chosen = inputs.get("generation_config")
     if chosen is not None:
         inputs["generation_config"] = chosen = copy.deepcopy(chosen)
-        for name in ("max_length", "min_length"):
-            if getattr(chosen, name, None):
-                setattr(chosen, name, getattr(chosen, name) + count)
+    for name, instead in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if inputs.get(name):
+            inputs[name] += count
+        elif getattr(chosen, name, None):
+            setattr(chosen, name, getattr(chosen, name) + count)
+        elif getattr(defaults, name, None) and not (
+            inputs.get(instead) or getattr(chosen, instead, None) or getattr(defaults, instead, None)
+        ):
+            longer = getattr(defaults, name) + count
+            inputs.update({name: longer}) if chosen is None else setattr(chosen, name, longer)
+
+
+def _square(where: Insertion, attention: Tensor) -> Tensor:
+    """Cut both axes of tokens, (B, H, T + n, T + n)."""
+    by_query = where.out_of(attention.transpose(1, 2))  # (B, T, H, T + n)
+    return where.out_of(by_query.transpose(1, 3)).permute(0, 2, 3, 1)

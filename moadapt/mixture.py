@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moadapt.adapted import AdaptedModule
@@ -178,7 +178,7 @@ class Mixture(nn.Module):
             inputs: What the base's `generate` takes.
         """
         self._refuse_detached()
-        given = self._insert(inputs, Request(self.task_ids(task)), generates=True)
+        given = self._insert(inputs, Request(self.task_ids(task)), getattr(self.base, "generation_config", None))
         inputs = given.inputs
         tokens = next((inputs[n] for n in ("input_ids", "inputs", "inputs_embeds") if inputs.get(n) is not None), None)
         shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])
@@ -467,7 +467,9 @@ class Mixture(nn.Module):
     def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.context.enter_block(block, block_input(args, kwargs))
 
-    def _insert(self, inputs: Mapping[str, Any], request: Request, *, generates: bool = False) -> Inserted:
+    def _insert(
+        self, inputs: Mapping[str, Any], request: Request, generates: GenerationConfig | None = None
+    ) -> Inserted:
         count = self.inserts if self.context.enabled else 0
         return insert(inputs, request, count, self.placeholder, generates=generates)
 

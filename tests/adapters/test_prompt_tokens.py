@@ -5,11 +5,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaForQuestionAnswering
+from transformers.generation.streamers import BaseStreamer
 
 from moadapt import Mixture, Routing, attach
 from moadapt.adapters import LoRA, NotMergeable, PromptTokens
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.prompt_tokens import PromptTokensBank
+from moadapt.call import Request
+from moadapt.inserting import Inserted, insert
 from moadapt_routers import ByTask, Constant, Softmax
 from tests.conformance.canonical import EXPERTS, TASKS, Given, routing_value
 from tests.core.test_sites import batch_of
@@ -40,6 +44,10 @@ def mixture_of(base: Any, router: Any = None, *, shared: bool = True) -> Mixture
     )
     randomize(mixture)
     return mixture.to(base.dtype).eval()
+
+
+def insert_of(mixture: Mixture, batch: dict[str, Tensor]) -> Inserted:
+    return insert(batch, Request(), mixture.inserts, mixture.placeholder)
 
 
 def bank_in(mixture: Mixture) -> PromptTokensBank:
@@ -199,6 +207,86 @@ def test_outputs_are_those_of_the_callers_tokens() -> None:
     torch.testing.assert_close(last.logits, all_of_prompt.logits[:, -2:])
     shifted, labels = whole.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
     torch.testing.assert_close(whole.loss, torch.nn.functional.cross_entropy(shifted, labels, ignore_index=-100))
+
+
+def test_attentions_are_those_among_the_callers_tokens() -> None:
+    mixture, batch = mixture_of(tiny_llama(), Constant()), text(3, "left")
+    mixture.base.set_attn_implementation("eager")
+    with torch.no_grad():
+        found = mixture(**batch, output_attentions=True)
+        given = insert_of(mixture, batch)
+        with mixture.context.requesting(given.request):
+            whole = mixture.base(**given.inputs, output_attentions=True)
+    where = given.where
+    assert where is not None
+    for cut, full in zip(found.attentions, whole.attentions, strict=True):
+        assert cut.shape[-2:] == (7, 7)
+        for row in range(3):
+            own = where.own[row]
+            assert torch.equal(cut[row], full[row][:, own][:, :, own])
+    with pytest.raises(ValueError, match="leave output_attentions unset"):
+        mixture.generate(**batch, **NEW, output_attentions=True)
+    with pytest.raises(ValueError, match="leave output_attentions unset"):
+        mixture(input_ids=torch.tensor([[5]] * 3), past_key_values=found.past_key_values, output_attentions=True)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "whole"])
+def test_hidden_states_of_generation_are_those_of_the_callers_tokens(use_cache: bool) -> None:
+    mixture, prompt = mixture_of(tiny_llama(), Constant()), text(3, "left")
+    how = {**NEW, "use_cache": use_cache, "num_beams": 2, "num_return_sequences": 2}
+    found = mixture.generate(**prompt, **how, return_dict_in_generate=True, output_hidden_states=True)
+    lengths = [7] + ([1] * 3 if use_cache else [8, 9, 10])
+    assert [step[0].shape[1] for step in found.hidden_states] == lengths
+    with torch.no_grad():
+        first = mixture(**prompt, output_hidden_states=True).hidden_states
+    real = prompt["attention_mask"].repeat_interleave(2, dim=0).bool()
+    for layer, states in zip(found.hidden_states[0], first, strict=True):
+        torch.testing.assert_close(layer[real], states.repeat_interleave(2, dim=0)[real])
+
+
+def test_a_streamer_gets_the_callers_prompt() -> None:
+    class Kept(BaseStreamer):
+        values: list[Tensor]
+        ended = False
+
+        def put(self, value: Tensor) -> None:
+            self.values.append(value)
+
+        def end(self) -> None:
+            self.ended = True
+
+    mixture, prompt, kept = mixture_of(tiny_llama(), Constant()), text(1, "none"), Kept()
+    kept.values = []
+    found = mixture.generate(**prompt, **NEW, streamer=kept)
+    assert torch.equal(torch.cat([value.flatten() for value in kept.values]), found[0])
+    assert kept.ended
+
+
+def test_a_length_that_the_base_sets_counts_the_callers_tokens() -> None:
+    mixture = mixture_of(tiny_llama(), Constant())
+    mixture.base.generation_config.max_length = 16
+    mixture.base.generation_config.eos_token_id = None
+    assert mixture.generate(input_ids=text(2, "none")["input_ids"], do_sample=False).shape == (2, 16)
+
+
+def test_spans_are_those_of_the_callers_tokens() -> None:
+    """A head that points at tokens: what it points at moves, and its loss is that over the longer row."""
+    base = LlamaForQuestionAnswering(tiny_llama().config).eval()
+    mixture, batch = mixture_of(base, Constant()), text(3, "left")
+    starts, ends = torch.tensor([3, 4, 5]), torch.tensor([4, 6, 5])
+    given = insert_of(mixture, batch)
+    assert given.where is not None
+    with torch.no_grad():
+        found = mixture(**batch, start_positions=starts, end_positions=ends)
+        with mixture.context.requesting(given.request):
+            whole = base(**given.inputs)
+    losses = []
+    for name, places in (("start_logits", starts), ("end_logits", ends)):
+        full, cut = getattr(whole, name), getattr(found, name)
+        assert torch.equal(cut, full.gather(1, given.where.own))
+        moved = given.where.own.gather(1, places.unsqueeze(1)).flatten()
+        losses.append(torch.nn.functional.cross_entropy(full, moved))
+    torch.testing.assert_close(found.loss, sum(losses) / 2)
 
 
 @pytest.mark.parametrize("name", ["paligemma", "gemma3", "qwen2_5_vl", "internvl", "idefics3"])

@@ -41,6 +41,7 @@ def test_everything_a_token_has_grows_and_nothing_else() -> None:
         "input_ids": IDS,
         "attention_mask": MASK,
         "labels": IDS.clone(),
+        "shift_labels": IDS.clone(),
         "mm_token_type_ids": MASK + 1,
         "cross_attention_mask": torch.ones(3, 4, 1, 2, dtype=torch.long),
         "image_sizes": torch.ones(3, 4, dtype=torch.long),
@@ -53,7 +54,8 @@ def test_everything_a_token_has_grows_and_nothing_else() -> None:
     prompt = MASK.bool()
     found = insert(given, Request(prompt_mask=prompt), 2, 9)
     assert found.where is not None
-    fills = {"input_ids": 9, "attention_mask": 1, "labels": -100, "mm_token_type_ids": 0, "cross_attention_mask": 0}
+    fills = {"input_ids": 9, "attention_mask": 1, "labels": -100, "shift_labels": -100}
+    fills |= {"mm_token_type_ids": 0, "cross_attention_mask": 0}
     for name, value in given.items():
         if name in fills:
             assert torch.equal(found.inputs[name], found.where.into(value, fills[name])), name
@@ -66,12 +68,43 @@ def test_everything_a_token_has_grows_and_nothing_else() -> None:
     assert given["input_ids"] is IDS
 
 
+def test_a_mask_of_decimal_numbers_grows_too() -> None:
+    found = insert({"input_ids": IDS, "attention_mask": MASK.float()}, Request(), 2, 9)
+    assert torch.equal(found.inputs["attention_mask"], Insertion.before(MASK, 2).into(MASK, 1).float())
+
+
+def test_positions_from_the_end_stay() -> None:
+    found = insert({"input_ids": IDS, "logits_to_keep": torch.tensor([0, 3, -1])}, Request(), 2, 9)
+    assert found.inputs["logits_to_keep"].tolist() == [2, 5, -1]
+
+
+def test_positions_move_with_their_tokens() -> None:
+    """Those of padding before the first real token stay, and so do those that stand for none."""
+    found = insert(
+        {"input_ids": IDS, "attention_mask": MASK, "start_positions": torch.tensor([0, 1, -1])}, Request(), 2, 9
+    )
+    assert found.inputs["start_positions"].tolist() == [2, 1, -1]
+    where = Insertion.before(MASK, 2)
+    assert where.moved(torch.tensor([[2], [3], [4]])).tolist() == [[4], [5], [6]]  # the last is behind the row
+
+
 def test_lengths_of_a_generation_config_grow_in_a_copy() -> None:
     chosen = GenerationConfig(max_length=9)
-    found = insert({"inputs": IDS, "generation_config": chosen}, Request(), 2, 9, generates=True)
+    found = insert({"inputs": IDS, "generation_config": chosen}, Request(), 2, 9, generates=GenerationConfig())
     assert found.inputs["generation_config"].max_length == 11
     assert chosen.max_length == 9
     assert found.inputs["input_ids"].shape == (3, 6)
+
+
+def test_lengths_that_the_base_sets_grow_unless_others_go_before() -> None:
+    own = GenerationConfig(max_length=16, min_length=8)
+    found = insert({"input_ids": IDS}, Request(), 2, 9, generates=own).inputs
+    assert (found["max_length"], found["min_length"]) == (18, 10)
+    assert own.max_length == 16
+    assert "max_length" not in insert({"input_ids": IDS, "max_new_tokens": 3}, Request(), 2, 9, generates=own).inputs
+    chosen = insert({"input_ids": IDS, "generation_config": GenerationConfig()}, Request(), 2, 9, generates=own).inputs
+    assert (chosen["generation_config"].max_length, "max_length" in chosen) == (18, False)
+    assert insert({"input_ids": IDS, "max_length": 4}, Request(), 2, 9, generates=own).inputs["max_length"] == 6
 
 
 def test_without_tokens_to_insert_nothing_is_touched() -> None:
