@@ -23,6 +23,7 @@ from moadapt.storage import load_tensors, tensors
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
 from moadapt.training.optimization import ROUTER, Optimization, Role
+from moadapt.training.optimizer import ExpertAdamW
 
 
 class MixtureModule(TaskModule):
@@ -168,16 +169,20 @@ class MixtureModule(TaskModule):
         return told if batch.labels is None else {**told, "prompt_mask": batch.prompt_mask}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add the gradients of the objectives, once a step, to those of the loss; show all to what changes ranks."""
+        """Show the gradients of the loss to what changes ranks, then add those of the objectives, once a step.
+
+        Experts that no row used are told by the loss alone: the objectives neither score nor move them.
+        """
         super().on_before_optimizer_step(optimizer)
+        if self._driver is not None:
+            self._driver.observe()
         values = {name: objective.value(self.mixture) for name, objective in self.objectives.items()}
         terms = [o.weight * values[name] for name, o in self.objectives.items() if o.weight]
         if terms:
-            add_gradients(torch.stack(terms).sum(), [p for group in optimizer.param_groups for p in group["params"]])
+            assert isinstance(optimizer, ExpertAdamW), "see TaskModule.configure_optimizers"
+            add_gradients(torch.stack(terms).sum(), optimizer)
         for name, value in values.items():
             self.log(f"objective/{name}", value.detach())
-        if self._driver is not None:
-            self._driver.observe()
 
     def roles(self) -> dict[nn.Parameter, Role]:
         """Return shared and expert parameters with the tower of their site, and those of routers."""
@@ -246,11 +251,17 @@ class MixtureModule(TaskModule):
             return input_means(base, sites, ({**batch.inputs, **options} for batch in cast))
 
 
-def add_gradients(value: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Add the gradients of a scalar to those that parameters have; what it does not reach is left alone."""
+def add_gradients(value: Tensor, optimizer: ExpertAdamW) -> None:
+    """Add the gradients of a scalar to those that an optimiser's parameters have, and fix which experts it steps.
+
+    What the scalar does not reach is left alone, and so are experts without a gradient.
+    """
+    optimizer.fix_used()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
+            gradient = optimizer.of_used(parameter, gradient)
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 

@@ -2,7 +2,8 @@
 
 A bank stacks its experts in one parameter, so an unused expert's rows get a gradient of zero, not none, and plain AdamW
 would still decay them and move them by old momentum. Here an expert's rows are stepped as a parameter of their own:
-with a step count of their own, and not at all where the expert's gradient at the bank is zero.
+with a step count of their own, and not at all where the expert's gradient at the bank is zero. Who is used can be fixed
+before gradients of another source, such as an objective's, are added.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,28 @@ class ExpertAdamW(AdamW):
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
         self._stacks = [{p: list(_runs(rows)) for p, rows in bank.items()} for bank in banks]
         self._stacked = {parameter for stack in self._stacks for parameter in stack}
+        self._fixed: set[tuple[int, int]] | None = None
+
+    @torch.no_grad()
+    def fix_used(self) -> None:
+        """Take for the next step as used only what is now, so that gradients added later wake no unused expert."""
+        self._fixed = self._used()
+
+    @torch.no_grad()
+    def of_used(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Return a gradient that is zero in the rows of experts that the next step leaves alone.
+
+        Args:
+            parameter: One of those that this optimiser steps; where it is no bank's stack, the gradient stays.
+            gradient: Of its shape.
+        """
+        used = self._used() if self._fixed is None else self._fixed
+        for bank, stack in enumerate(self._stacks):
+            for expert, rows in stack.get(parameter, ()):  # type: ignore[call-overload]
+                if (bank, expert) not in used:
+                    gradient = gradient.clone()
+                    gradient[rows] = 0.0
+        return gradient
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -61,9 +84,10 @@ class ExpertAdamW(AdamW):
         finally:
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
-        used = self._used()
+        used = self._used() if self._fixed is None else self._fixed
         for group in self.param_groups:
             self._step_stacks(group, used)
+        self._fixed = None
         return result
 
     def _used(self) -> set[tuple[int, int]]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from moadapt import Mixture
 from moadapt.adapters import LoRA
 from moadapt.objectives import Objective, Orthogonality
+from moadapt.ranks import Importance
+from moadapt.ranks.importance import ImportanceDriver
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
 from moadapt_routers import ByTask
 from tests.training import toy
@@ -116,6 +118,47 @@ def test_values_are_logged_unweighted_and_weight_0_only_measures(tmp_path: Path,
     assert logged == pytest.approx(module.values)
     plain = trained(tmp_path, base, None, max_steps=1)
     assert all(torch.equal(module.first[name], gradient) for name, gradient in plain["first"].items())
+
+
+class Apart(MixtureModule):
+    """Uses both experts in its first step, then small alone; notes large and its scores after every step."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step:
+            for _, bank in self.mixture.banks():
+                for name, rows in bank.expert_rows().items():
+                    gradient = bank.get_parameter(name).grad
+                    assert gradient is not None
+                    gradient[rows == 1] = 0.0
+        super().on_before_optimizer_step(optimizer)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        assert isinstance(self._driver, ImportanceDriver)
+        own = {f"{name}/{site.path}/{part}": t for site, bank in self.mixture.banks() for name in bank.names
+               for part, t in bank.state(name).items()}  # fmt: skip
+        scores = {name: terms.scores()[terms.owner.cpu() == 1] for name, terms in self._driver.terms.items()
+                  if name.endswith("/expert")}  # fmt: skip
+        self.seen = [*getattr(self, "seen", ()), {name: t.detach().clone() for name, t in (own | scores).items()}]
+
+
+@pytest.mark.parametrize("weight", [1e-6, 1.0])
+def test_an_expert_that_no_row_used_stays_and_keeps_its_scores(tmp_path: Path, base: str, weight: float) -> None:
+    experts = {name: LoRA(rank=2) for name in ("small", "large")}
+    settings = Optimization(learning_rate=1e-2, warmup=0, schedule="constant", weight_decay=0.5)
+    ranks = Importance(budget=1.0)
+    apart: list[Objective] = [Orthogonality(weight=weight, measure="subspaces")]
+    module = Apart(base, experts, None, ByTask(), objectives=apart, optimization=settings, ranks=ranks)
+    module.configure_model()
+    for parameter in module.roles():
+        torch.nn.init.normal_(parameter, std=0.2)
+    fit = trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=6))
+    first, *_, last = module.seen
+    unused = [name for name in last if not name.startswith("small/")]
+    assert any(name.endswith("/expert") and last[name].any() for name in unused)
+    assert all(torch.equal(last[name], first[name]) for name in unused)
+    assert not any(torch.equal(last[name], first[name]) for name in last if name.startswith("small/"))
 
 
 @dataclass(frozen=True, kw_only=True)
