@@ -32,6 +32,10 @@ class RankDriver(ABC):
     def act(self) -> None:
         """Mask what is not kept, after the optimiser took the step."""
 
+    def finish(self) -> None:
+        """Mask what the end of the fit leaves out, where it stopped before all steps were taken; by default nothing."""
+        return
+
     @abstractmethod
     def readings(self) -> dict[str, float]:
         """Return numbers worth a line in a training's log, by name."""

@@ -53,7 +53,8 @@ class Importance(RankAllocator):
     Start with about 1.5 times the rank that is wanted in the end.
 
     Args:
-        budget: What is kept in the end: up to 1 a share of what the fit starts with, above that a number of units.
+        budget: What is kept in the end: up to 1 a share of what the fit starts with, above that a whole number of
+            units.
         unit: What a budget counts: `ranks`, or their `parameters`, of which wide sites have more.
         start: Share of the steps before the budget falls.
         settle: Share of the steps, at the end, that train what is left.
@@ -77,6 +78,11 @@ class Importance(RankAllocator):
         """Check ranges."""
         if self.budget <= 0 or self.every < 1 or self.unit not in ("ranks", "parameters"):
             raise ValueError(f"{self} is out of range; budget is above 0, every at least 1, unit ranks or parameters")
+        if self.budget > 1 and self.budget != int(self.budget):
+            raise ValueError(
+                f"importance got budget={self.budget:g}; up to 1 it is a share of the start, above that a whole number "
+                f"of {self.unit}"
+            )
         if min(self.start, self.settle) < 0 or self.start + self.settle >= 1:
             raise ValueError(f"{self}: start and settle are shares of the steps, at least 0, and below 1 together")
         if not all(0 <= each < 1 for each in self.smoothing):
@@ -163,7 +169,7 @@ class ImportanceDriver(RankDriver):
         steps: Steps of the optimiser in all.
 
     Raises:
-        ValueError: There are no LoRAs that train, or the budget is above what there is.
+        ValueError: There are no LoRAs that train, or the budget is above what there is or pays for no term.
     """
 
     def __init__(self, banks: Iterable[tuple[Site, Bank]], settings: Importance, steps: int) -> None:
@@ -177,6 +183,11 @@ class ImportanceDriver(RankDriver):
         self.last = round(self.first * budget) if budget <= 1 else int(budget)
         if self.last > self.first:
             raise ValueError(f"importance got budget={budget:g}, but the fit starts with {self.first} {settings.unit}")
+        if self.last < int(self._costs.min()):
+            raise ValueError(
+                f"importance got budget={budget:g}, which is {self.last} of the {self.first} {settings.unit} that the "
+                f"fit starts with, and a term takes {int(self._costs.min())}; give more"
+            )
         self.kept = torch.ones(len(self._costs), dtype=torch.bool)
 
     def observe(self) -> None:
@@ -188,13 +199,18 @@ class ImportanceDriver(RankDriver):
         """Choose what is kept where it is time, and hold the choice in the last steps."""
         self.step += 1
         start, settle = round(self.settings.start * self.steps), round(self.settings.settle * self.steps)
-        final = self.steps - settle
-        if self.step >= start and (self.step == final or (self.step < final and not self.step % self.settings.every)):
-            budget = budget_at(self.step, self.first, self.last, start, settle, self.steps)
-            self.kept = highest(torch.cat([t.scores() for t in self.terms.values()]), self._costs, budget)
-            self._prune()
+        final = max(1, self.steps - settle)
+        if self.step == final or (start <= self.step < final and not self.step % self.settings.every):
+            # the last choice is the last: what start and settle leave after rounding may be no step at all
+            falling = budget_at(self.step, self.first, self.last, start, settle, self.steps)
+            self._choose(self.last if self.step == final else falling)
         elif self.step > final:
             self._prune()
+
+    def finish(self) -> None:
+        """Choose what the budget pays for where the fit stopped before the last choice."""
+        if int(self._costs[self.kept].sum()) > self.last:
+            self._choose(self.last)
 
     def readings(self) -> dict[str, float]:
         """Return how many units are kept."""
@@ -225,6 +241,10 @@ class ImportanceDriver(RankDriver):
             if down is not None:
                 owner = rows.get(f"{part}_down", torch.zeros(len(down), dtype=torch.long))
                 yield f"{site.path}/{part}", Terms(down, up, owner, cost)
+
+    def _choose(self, budget: int) -> None:
+        self.kept = highest(torch.cat([t.scores() for t in self.terms.values()]), self._costs, budget)
+        self._prune()
 
     def _prune(self) -> None:
         sizes = [len(terms.owner) for terms in self.terms.values()]

@@ -17,7 +17,7 @@ def trim_ranks(mixture: Mixture) -> Mixture:
         mixture: With pruned terms, as `importance` leaves them.
 
     Raises:
-        ValueError: The mixture was detached, or no expert has a term left.
+        ValueError: The mixture was detached, or no adapter or no expert has a term left.
     """
     if not mixture.attached:
         raise ValueError(
@@ -35,6 +35,8 @@ def trim_ranks(mixture: Mixture) -> Mixture:
             found |= kept if live.any() else {}
     trimmed = with_ranks(spec, ranks)
     trimmed.sites(mixture.anatomy)  # refuses before anything is detached
+    if not any(key.startswith("adapters/") for key in found):
+        raise ValueError("every adapter's `up` is zero, so trimming would leave none; train the mixture first")
     training = mixture.training
     fresh = Mixture(mixture.detach(), trimmed)
     fill(fresh, {key: tensor for key, tensor in found.items() if key in tensors(fresh)})

@@ -89,7 +89,12 @@ class MixtureModule(TaskModule):
         return self.model
 
     def finish(self) -> Mixture:
-        """Trim the ranks that a fit pruned, if any, and return the mixture; checkpoints fit the untrimmed one."""
+        """Trim the ranks that a fit pruned, if any, and return the mixture; checkpoints fit the untrimmed one.
+
+        Where the fit stopped early, what its budget does not pay for is pruned now.
+        """
+        if self._driver is not None:
+            self._driver.finish()
         if self.ranks is not None and self.ranks.prunes:
             self.model = trim_ranks(self.mixture)
         return self.mixture

@@ -6,6 +6,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from moadapt import load
@@ -72,6 +73,39 @@ def test_as_many_terms_are_active_as_the_budget_says() -> None:
         if step % 10 == 0 or step > 80:
             assert active(found) == budget_at(step, 14, 5, 10, 20, 100)
             assert driver.readings() == {"ranks/ranks": active(found)}
+
+
+@pytest.mark.parametrize(("start", "settle", "steps"), [(0.4, 0.5, 3), (0.45, 0.5, 7), (0.0, 0.9, 1)])
+def test_the_last_choice_spends_the_last_budget(start: float, settle: float, steps: int) -> None:
+    found = banks()
+    driver = Importance(budget=5, start=start, settle=settle).driver(found, steps)
+    for step in range(steps):
+        give_gradients(driver, found, step)
+        driver.act()
+    assert active(found) == 5
+
+
+def test_a_fit_that_stops_early_is_pruned_when_it_is_finished() -> None:
+    found = banks()
+    driver = Importance(budget=5).driver(found, 100)
+    for step in range(15):
+        give_gradients(driver, found, step)
+        driver.act()
+    assert active(found) > 5
+    driver.finish()
+    assert active(found) == 5
+    kept = driver.kept.clone()
+    driver.finish()
+    assert torch.equal(driver.kept, kept)
+
+
+def test_a_budget_that_pays_for_no_term_or_counts_in_fractions_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"budget=0\.01, which is 0 of the 14 ranks that the fit starts with"):
+        Importance(budget=0.01).driver(banks(), 10)
+    with pytest.raises(ValueError, match=r"budget=7, which is 7 of the 140 parameters .* and a term takes 8"):
+        Importance(budget=7, unit="parameters").driver(banks(), 10)
+    with pytest.raises(ValueError, match=r"budget=1\.5; up to 1 it is a share of the start, above that a whole number"):
+        Importance(budget=1.5)
 
 
 def test_parameters_are_never_more_than_the_budget() -> None:
@@ -178,12 +212,28 @@ def test_a_fit_without_an_end_and_a_budget_above_the_start_are_refused() -> None
         Importance().driver([], 10)
 
 
+class StopAt(Callback):
+    """Ends a fit after two steps, as early stopping would."""
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        trainer.should_stop = trainer.global_step == 2
+
+
 def module(base: str) -> MixtureModule:
     experts = {"small": LoRA(rank=2), "large": LoRA(rank=2)}
     ranks = Importance(budget=40, start=0.1, settle=0.3, every=2)
     return MixtureModule(
         base, experts, LoRA(rank=2), ByTask(), optimization=Optimization(learning_rate=1e-2), ranks=ranks
     )
+
+
+def test_finishing_a_stopped_fit_saves_what_the_budget_says(tmp_path: Path, base: str) -> None:
+    made = module(base)
+    fit = trainer(tmp_path, StopAt(), max_steps=11, limit_val_batches=0)
+    fit.fit(made, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=3, num_workers=0))
+    assert fit.global_step == 2
+    ranks = [len(bank.state(name)["up"]) for _, bank in made.finish().banks() for name in bank.names]
+    assert sum(ranks) == 40
 
 
 def fitted(folder: Path, base: str, at: tuple[str, int] | None = None, **options: Any) -> MixtureModule | None:

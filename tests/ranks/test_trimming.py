@@ -99,3 +99,10 @@ def test_what_cannot_be_trimmed_is_refused_and_stays_attached() -> None:
     mixture.detach()
     with pytest.raises(ValueError, match="detached from its base, so there is nothing to trim"):
         trim_ranks(mixture)
+
+
+def test_a_mixture_that_would_lose_every_adapter_is_refused() -> None:
+    mixture = attach(tiny_llava(), shared=LoRA(rank=2))
+    with pytest.raises(ValueError, match="every adapter's `up` is zero, so trimming would leave none"):
+        trim_ranks(mixture)
+    assert mixture.attached
