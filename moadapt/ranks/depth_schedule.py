@@ -5,15 +5,17 @@ within each tower, in encoder-decoders within each of the two. It looks at nothi
 data see `importance`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from moadapt.adapters.lora import LoRA
 from moadapt.mixture import MixtureSpec
 from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, cost_of, ranks_of, with_ranks
 from moadapt.registry import RANKS
 from moadapt.sites import Anatomy, Site
+from moadapt.towers import TOWERS
 
 Steps = tuple[tuple[float, int], ...]
 
@@ -29,11 +31,12 @@ class DepthSchedule(RankAllocator):
     Args:
         steps: Pairs of a depth, up to 1, and the rank of blocks before it.
         towers: The same for single towers, by name.
-        parameters: How many parameters all adapters may have together; ranks are scaled to come as close as they can,
-            and none falls below 1.
+        parameters: How many parameters all LoRAs may have together; other families are not counted. The schedule's
+            ranks are scaled by one factor, and what rounding leaves goes to those that it cut most. None falls below 1
+            or rises above the widths of its site.
 
     Raises:
-        ValueError: Depths do not rise to 1, a rank is below 1, or the budget is.
+        ValueError: Depths do not rise to 1, a rank is below 1, or there is no such tower.
     """
 
     steps: Steps = ((0.25, 8), (0.75, 32), (1.0, 16))
@@ -41,7 +44,9 @@ class DepthSchedule(RankAllocator):
     parameters: int | None = None
 
     def __post_init__(self) -> None:
-        """Check depths and ranks."""
+        """Check depths, ranks and towers."""
+        if unknown := [name for name in self.towers or () if name not in TOWERS]:
+            raise ValueError(f"a depth schedule names {', '.join(unknown)}; choose from {', '.join(TOWERS)}")
         for steps in (self.steps, *(self.towers or {}).values()):
             depths = [depth for depth, _ in steps]
             if not steps or depths != sorted(set(depths)) or depths[0] <= 0 or depths[-1] != 1:
@@ -53,8 +58,10 @@ class DepthSchedule(RankAllocator):
         """Return the spec with the schedule's ranks.
 
         Raises:
-            ValueError: The budget does not pay for rank 1 everywhere.
+            ValueError: There are no LoRAs, or the budget does not pay for rank 1 in every block.
         """
+        if not any(isinstance(adapter.spec, LoRA) for adapter in spec.adapters()):
+            raise ValueError("ranks by depth need LoRAs; this mixture has none")
         ranks = {
             name: {site: self._rank(site, found, rank) for site, rank in own.items()}
             for name, own in ranks_of(spec, found).items()
@@ -73,20 +80,41 @@ class DepthSchedule(RankAllocator):
 
 
 def _scaled(ranks: dict[str, dict[Site, int]], budget: int) -> dict[str, dict[Site, int]]:
-    """Return all ranks times the largest common factor that the budget pays for, rounded down, 1 or more."""
+    """Return ranks whose cost comes close to a budget from below; those outside a stack of blocks stay.
 
-    def times(factor: float) -> dict[str, dict[Site, int]]:
-        return {n: {s: max(1, int(r * factor)) if r else 0 for s, r in own.items()} for n, own in ranks.items()}
+    Blocks have the largest common factor of theirs that the budget pays for, rounded down; what is left is spent one
+    rank each, on the largest remainders first.
+    """
+    places = [(name, site) for name, own in ranks.items() for site, rank in own.items() if rank]
+    moved = [place for place in places if place[1].layer is not None]
+    fixed = sum(ranks[n][site] * cost_of(site) for n, site in places if site.layer is None)
 
-    def cost(found: dict[str, dict[Site, int]]) -> int:
-        return sum(rank * cost_of(site) for own in found.values() for site, rank in own.items())
+    def wanted(place: tuple[str, Site], factor: float) -> float:
+        name, site = place
+        return min(max(1.0, ranks[name][site] * factor), float(min(site.in_features, site.out_features)))
 
-    low, high = 0.0, 1.0
-    if cost(times(low)) > budget:
-        raise ValueError(f"depth_schedule got parameters={budget}; rank 1 everywhere takes {cost(times(low))}")
-    while cost(times(high)) <= budget and cost(ranks):
-        low, high = high, 2 * high
+    def cost(factor: float) -> int:
+        return fixed + sum(int(wanted(place, factor)) * cost_of(place[1]) for place in moved)
+
+    if cost(0.0) > budget:
+        raise ValueError(f"depth_schedule got parameters={budget}; rank 1 in every block takes {cost(0.0)}")
+    widest = max((min(site.in_features, site.out_features) for _, site in moved), default=0)
+    factor = _largest(lambda each: cost(each) <= budget, widest)
+    new = {place: int(wanted(place, factor)) for place in moved}
+    left = budget - cost(factor)
+    for place in sorted(moved, key=lambda each: round(new[each] - wanted(each, factor), 9)):
+        if new[place] < wanted(place, factor) and cost_of(place[1]) <= left:
+            new[place] += 1
+            left -= cost_of(place[1])
+    return {n: {site: new.get((n, site), rank) for site, rank in own.items()} for n, own in ranks.items()}
+
+
+def _largest(fits: Callable[[float], bool], most: int) -> float:
+    """Return the largest factor up to `most` that fits; 0 does."""
+    low, high = 0.0, float(most)
+    if fits(high):
+        return high
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(times(middle)) <= budget else (low, middle)
-    return times(low)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
