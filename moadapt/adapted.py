@@ -55,8 +55,12 @@ class AdaptedModule(nn.Module):
                 "mixture.gradient_checkpointing_enable() for checkpointing, or detach() first"
             )
         x, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        routing = self._context.route(call, self._site, x)
-        return self._adapted(x, routing, call, *args, **kwargs)
+        axes = x.shape[1:-1]
+        if self._site.form != "linear" or len(axes) < 2:
+            return self._adapted(x, self._context.route(call, self._site, x), call, *args, **kwargs)
+        x = x.flatten(1, -2)  # a linear layer takes every vector by itself, and routings know one axis of tokens
+        found = self._adapted(x, self._context.route(call, self._site, x), call, *args, **kwargs)
+        return with_output(found, lambda y: y.unflatten(1, axes))
 
     def _adapted(self, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:
         banks = [bank for bank in self.banks if isinstance(bank, Bank)]

@@ -328,7 +328,12 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
     if site.form == "experts":  # which get the tokens of all rows in one axis
         x = x.reshape(call.num_rows, -1, x.shape[-1]) if x.numel() // x.shape[-1] % call.num_rows == 0 else x
     lengths = x.shape[1:3] if site.form == "norm" and x.ndim == 4 else x.shape[1:2]  # norms of heads: either may be T
-    if (x.ndim == 2 and x.is_floating_point()) or rows not in (1, len(x)) or tokens not in (1, *lengths):
+    if (
+        (x.ndim == 2 and x.is_floating_point())
+        or (x.ndim > 3 and site.form == "sublayer")
+        or rows not in (1, len(x))
+        or tokens not in (1, *lengths)
+    ):
         raise ValueError(
             f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "
             f"{tokens} tokens; use constant weights there or place experts elsewhere"
