@@ -86,7 +86,7 @@ class Bottleneck(FamilySpec):
 
     def shares_with(self) -> tuple[object, ...]:
         """Return what is one for a whole stack: all but the width, the style and the start of a learned scale."""
-        return self.form, self.activation, self.norm, self.learn_scale or self.scale
+        return self.form, self.activation, self.norm, self.learn_scale, None if self.learn_scale else self.scale
 
     @classmethod
     def bank(cls, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> "BottleneckBank":

@@ -214,3 +214,13 @@ def test_routing_heads_that_do_not_divide_the_width_are_refused() -> None:
 def assert_close(found: Tensor, expected: Tensor) -> None:
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("learned_first", [True, False])
+def test_learned_and_fixed_scales_keep_apart(learned_first: bool) -> None:
+    specs = {"learned": Bottleneck(learn_scale=True), "fixed": Bottleneck()}
+    order = list(specs) if learned_first else list(specs)[::-1]
+    mixture = attach(tiny_llava(), experts={n: specs[n] for n in order}, router=Constant(weights=(0.5, 0.5)))
+    for _, bank in mixture.banks():
+        (name,) = bank.names
+        assert ("scale" in bank.state(name)) == (name == "learned")
