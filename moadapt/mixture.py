@@ -264,6 +264,14 @@ class Mixture(nn.Module):
         finally:
             self.context.available = before
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the adapters that no optimiser reaches at any of their sites."""
+        banks = [bank for _, bank in self.banks()]
+        free = {name for bank in banks for name in bank.names if name not in bank.frozen}
+        held = {name for bank in banks for name in bank.names}
+        return tuple(a.name for a in self.spec.adapters() if a.name in held - free)
+
     def freeze(self, name: str) -> None:
         """Move an adapter to the frozen stacks, where no optimiser reaches it. Only between fits.
 

@@ -105,6 +105,7 @@ def save(mixture: Mixture, folder: Path) -> None:
             "experts": [{"adapter": name, **to_json(family, FAMILIES)} for name, family in spec.experts.items()],
             "router": None if spec.router is None else to_json(spec.router, ROUTERS),
             "placement": fields_of(spec.placement),
+            "frozen": list(mixture.frozen),
         }
     with fresh_folder(folder, (_SPEC, _TENSORS)) as new:
         save_file(tensors(mixture), new / _TENSORS, metadata={"format": "pt"})
@@ -137,6 +138,12 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
     except ValueError as error:
         mixture.detach()
         raise ValueError(f"{folder / _TENSORS}: {error}") from error
+    try:
+        for name in stored.get("frozen", ()):
+            mixture.freeze(name)
+    except (TypeError, ValueError) as error:
+        mixture.detach()
+        raise ValueError(f"{folder / _SPEC}: {error}") from error
     return mixture
 
 

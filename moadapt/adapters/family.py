@@ -194,6 +194,11 @@ class Bank(nn.Module, ABC):
     def names(self) -> tuple[str, ...]:
         """Names of the adapters here."""
 
+    @property
+    @abstractmethod
+    def frozen(self) -> frozenset[str]:
+        """Names of the adapters that no optimiser reaches."""
+
     @abstractmethod
     def expert_rows(self) -> dict[str, Tensor]:
         """Return, for each trained parameter that stacks experts, the expert of every row, (R,)."""

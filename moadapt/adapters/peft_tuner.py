@@ -89,11 +89,17 @@ class PeftBank(Bank):
         self.layers = nn.ModuleList()
         self._module = (module,)  # in a tuple, so that it is no submodule
         self._adapters: list[Adapter] = []
+        self._frozen: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names, the shared adapter first."""
         return tuple(adapter.name for adapter in self._adapters)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the adapters that no optimiser reaches."""
+        return frozenset(self._frozen & set(self.names))
 
     @property
     def module(self) -> nn.Module:
@@ -141,7 +147,7 @@ class PeftBank(Bank):
                     f"{site.path}: peft's {kind} of adapter {adapter.name!r} is no affine map of the layer's input, "
                     "so no weight can hold it; deploy the mixture itself, or use another kind"
                 )
-            weight = 1.0 if adapter.expert is None else float(weights[adapter.expert])
+            weight = 1.0 if adapter.expert is None else float(weights[adapter.expert :][:1].sum())  # 0 if it knows none
             if weight:
                 change, shift = merged(layer, adds_bias=known.adds_bias)
                 dense = dense.to(change) + weight * change
@@ -184,6 +190,7 @@ class PeftBank(Bank):
     def freeze(self, name: str) -> None:
         """Let no optimiser reach an adapter."""
         self._layer(name).requires_grad_(False)
+        self._frozen.add(name)
 
     def expert_rows(self) -> dict[str, Tensor]:
         """Return the expert of every row of the experts' parameters: one for each."""

@@ -81,6 +81,7 @@ class MixtureModule(TaskModule):
         self._ranks_found = False
         self._driver: RankDriver | None = None
         self._stored_ranks: dict[str, Any] | None = None
+        self._stored_frozen: tuple[str, ...] = ()
 
     @property
     def mixture(self) -> Mixture:
@@ -160,12 +161,14 @@ class MixtureModule(TaskModule):
             self._driver.act()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of what changes ranks."""
+        """Add the state of what changes ranks, and which adapters are frozen."""
+        checkpoint["frozen"] = self.mixture.frozen
         if self._driver is not None:
             checkpoint["ranks"] = self._driver.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of what changes ranks until it starts."""
+        """Keep the state of what changes ranks until it starts, and what is frozen until tensors are there."""
+        self._stored_frozen = tuple(checkpoint.get("frozen", ()))
         self._stored_ranks = checkpoint.get("ranks")
 
     def options(self, batch: Batch) -> dict[str, Any]:
@@ -229,6 +232,8 @@ class MixtureModule(TaskModule):
                 self._rebuild(stored)
             self._ranks_found = True
         load_tensors(self.mixture, tensors)
+        for name in self._stored_frozen:
+            self.mixture.freeze(name)
 
     def _on(self, base: PreTrainedModel, spec: MixtureSpec) -> Mixture:
         mixture = Mixture(base, spec)
@@ -237,8 +242,10 @@ class MixtureModule(TaskModule):
         return mixture
 
     def _rebuild(self, spec: MixtureSpec) -> None:
-        device = self.mixture.base.device
+        device, frozen = self.mixture.base.device, self.mixture.frozen
         self.model = self._on(self.mixture.detach(), spec).to(device).train()
+        for name in frozen:
+            self.mixture.freeze(name)
         self._ranks_found = True
 
     def _read_for_ranks(self) -> tuple[Site, ...]:

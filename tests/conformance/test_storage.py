@@ -15,7 +15,7 @@ from moadapt import Mixture, Placement, RouterSpec, attach, load, storage
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES
 from moadapt_routers import ByTask, Constant, Softmax
-from tests.conformance.canonical import EVERYWHERE, FAMILY_PARAMS, TASKS, make, router_cases
+from tests.conformance.canonical import EVERYWHERE, EXPERTS, FAMILY_PARAMS, TASKS, make, router_cases
 from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
 
 SPEC, TENSORS = "mixture.json", "adapters.safetensors"
@@ -53,6 +53,31 @@ def assert_same_on_disk(mixture: Mixture, folder: Path, base: Any = None) -> Mix
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
 def test_a_family_comes_back_bit_for_bit(family: type[FamilySpec], router: RouterSpec | None, tmp_path: Path) -> None:
     assert_same_on_disk(make(router, EVERYWHERE, family=family), tmp_path / "saved")
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_frozen_adapters_of_a_family_come_back_frozen(family: type[FamilySpec], tmp_path: Path) -> None:
+    mixture = make(ByTask(), EVERYWHERE, family=family)
+    frozen = ("shared", EXPERTS[1])
+    for name in frozen:
+        mixture.freeze(name)
+    loaded = assert_same_on_disk(mixture, tmp_path / "saved")
+    assert loaded.frozen == frozen
+    ours, theirs = (dict(each.named_adapter_parameters()) for each in (mixture, loaded))
+    assert {n: p.requires_grad for n, p in theirs.items()} == {n: p.requires_grad for n, p in ours.items()}
+
+
+def test_a_folder_that_tells_of_nothing_frozen_is_read(tmp_path: Path) -> None:
+    make(ByTask()).save(tmp_path / "saved")
+    rewrite(tmp_path / "saved", lambda stored: {key: each for key, each in stored.items() if key != "frozen"})
+    assert load(tmp_path / "saved", tiny_llava()).frozen == ()
+
+
+@pytest.mark.parametrize("frozen", [["nobody"], 3])
+def test_frozen_adapters_that_are_none_are_refused(frozen: Any, tmp_path: Path) -> None:
+    make(ByTask()).save(tmp_path / "saved")
+    rewrite(tmp_path / "saved", lambda stored: stored.update(frozen=frozen))
+    assert_refused(tmp_path / "saved", rf"saved/{SPEC}")
 
 
 @pytest.mark.parametrize(("router", "placement"), router_cases())

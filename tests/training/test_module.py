@@ -66,6 +66,21 @@ def test_a_checkpoint_holds_no_base_loads_as_weights_only_and_gives_the_same_sco
     assert all(torch.equal(second.tensors()[name], tensor) for name, tensor in first.tensors().items())
 
 
+def test_a_checkpoint_of_a_run_with_frozen_adapters_resumes_with_them_frozen(tmp_path: Path, base: str) -> None:
+    data = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5)
+    first, second = mixture(base), mixture(base)
+    first.configure_model()
+    first.mixture.freeze("small")
+    fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    fit.fit(first, datamodule=data)
+    fit.save_checkpoint(tmp_path / "some.ckpt")
+    kept = {name: tensor.clone() for name, tensor in first.tensors().items() if "/small/" in name}
+    more = trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    more.fit(second, datamodule=data, ckpt_path=tmp_path / "some.ckpt", weights_only=True)
+    assert second.mixture.frozen == ("small",)
+    assert all(torch.equal(second.tensors()[name], tensor) for name, tensor in kept.items())
+
+
 @pytest.mark.parametrize("make", [mixture, plain])
 def test_loading_is_strict_about_names_and_shapes(base: str, make: Any) -> None:
     module = make(base)
