@@ -1,5 +1,6 @@
 """The wrapper that stands in a module's place while a mixture is attached."""
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from moadapt.adapters.family import Bank, check_routing, with_output
 from moadapt.call import Call
 from moadapt.context import CallContext
+from moadapt.names import SHARED
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
@@ -18,13 +20,24 @@ class AdaptedModule(nn.Module):
 
     Args:
         module: The base's own module, never changed.
-        banks: One a family; those that change how the module runs come first.
+        banks: One a family; the one that changes how the module runs comes first.
         site: Where this is.
         context: The mixture's call context, which gives the routing.
+
+    Raises:
+        ValueError: Several banks change how the module runs.
     """
 
     def __init__(self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext) -> None:
         super().__init__()
+        running = [f"{bank.family.__name__} of {', '.join(bank.names)}" for bank in banks if bank.runs_module]
+        if len(running) > 1:
+            raise ValueError(
+                f"{site.path} would carry {len(running)} stacks of adapters that change how the module itself runs "
+                f"({'; '.join(running)}), and it can run in one way only; give the adapters there one family and the "
+                "options that a stack shares, such as lr_ratio, or place them apart"
+            )
+        self._input = next(iter(inspect.signature(module.forward).parameters))
         self.module = module
         self.banks = nn.ModuleList(sorted(banks, key=lambda bank: not bank.runs_module))
         self._site, self._context = site, context
@@ -45,6 +58,7 @@ class AdaptedModule(nn.Module):
 
         Raises:
             RuntimeError: The base was called without its mixture.
+            TypeError: The input is missing.
         """
         if not self._context.enabled:
             return self.module(*args, **kwargs)
@@ -54,7 +68,9 @@ class AdaptedModule(nn.Module):
                 f"{self._site.path} was run outside a call of its mixture; call the mixture instead of its base, use "
                 "mixture.gradient_checkpointing_enable() for checkpointing, or detach() first"
             )
-        x, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        if not args and self._input not in kwargs:
+            raise TypeError(f"{self._site.path} was called without its input, {self._input}")
+        x, args = (args[0], args[1:]) if args else (kwargs.pop(self._input), ())
         axes = x.shape[1:-1]
         if self._site.form != "linear" or len(axes) < 2:
             return self._adapted(x, self._context.route(call, self._site, x), call, *args, **kwargs)
@@ -63,24 +79,29 @@ class AdaptedModule(nn.Module):
         return with_output(found, lambda y: y.unflatten(1, axes))
 
     def _adapted(self, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:
-        banks = [bank for bank in self.banks if isinstance(bank, Bank)]
-        for bank in banks:
-            check_routing(bank.family, self._site, routing)
+        banks = [(bank, _heeded(bank, routing)) for bank in self.banks if isinstance(bank, Bank)]
+        for bank, own in banks:
+            check_routing(bank.family, self._site, own)
         if self._site.form == "entry":
             entering = x
-            for bank in banks:
-                entering = entering + bank(x, x, routing, call)
+            for bank, own in banks:
+                entering = entering + bank(x, x, own, call)
             return self.module(entering, *args, **kwargs)
-        first, *others = banks
-        if others and any(bank.reads_output for bank in banks):
+        (first, own), *others = banks
+        if others and any(bank.reads_output for bank, _ in banks):
             running = first.adapt if first.runs_module else _run
             adding = others if first.runs_module else banks
-            found = running(self.module, x, routing, call, *args, **kwargs)
-            return with_output(found, lambda y: y + sum(bank(x, y, routing, call) for bank in adding))
-        found = first.adapt(self.module, x, routing, call, *args, **kwargs)
-        for bank in others:
-            found = with_output(found, partial(bank.add_to, x=x, routing=routing, call=call))
+            found = running(self.module, x, own, call, *args, **kwargs)
+            return with_output(found, lambda y: y + sum(bank(x, y, own, call) for bank, own in adding))
+        found = first.adapt(self.module, x, own, call, *args, **kwargs)
+        for bank, own in others:
+            found = with_output(found, partial(bank.add_to, x=x, routing=own, call=call))
         return found
+
+
+def _heeded(bank: Bank, routing: Routing | None) -> Routing | None:
+    """Return the routing where a bank holds an expert; a shared adapter counts once whatever the experts' weights."""
+    return None if set(bank.names) <= {SHARED} else routing
 
 
 def _run(module: nn.Module, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:

@@ -66,12 +66,9 @@ class LoRAExperts(StackedBank):
         """Refuse, as the delta is no function of the block's input alone.
 
         Raises:
-            ValueError: Always.
+            RuntimeError: Always.
         """
-        raise ValueError(
-            f"{self.site.path} carries two stacks of adapters, but what runs inside its experts is one stack; give "
-            "the LoRAs there the same lr_ratio, and let no other family sit there"
-        )
+        raise RuntimeError(f"{self.site.path}: LoRAs act within the fused experts; run the bank by `adapt`")
 
     def adapt(
         self, module: nn.Module, x: Tensor, routing: Routing | None, call: Call | None, *args: Any, **kwargs: Any

@@ -64,7 +64,8 @@ class Ranks:
         if weights is None:
             return self.scale(dtype).reshape(1, 1, -1)
         scale = self.scale(weights.dtype)
-        experts = weights.index_select(-1, self.owner) * scale[self.shared :]
+        absent = self._onto[torch.float32].shape[1] - weights.shape[-1]  # it may be older than an expert
+        experts = functional.pad(weights, (0, max(0, absent))).index_select(-1, self.owner) * scale[self.shared :]
         if not self.shared:
             return experts.to(dtype)
         shared = scale[: self.shared].expand(*weights.shape[:2], -1)
