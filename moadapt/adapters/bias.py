@@ -65,7 +65,7 @@ class BiasBank(StackedBank):
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the weighted offset of every token."""
         offset = self.weigh(self.spread(weights, "bias"), self.stack("bias").to(y.dtype))
-        return over_features(offset, y).expand_as(y)
+        return over_features(offset, x, y).expand_as(y)
 
     def delta(self, weights: Tensor) -> Delta:
         """Return a change of the bias alone."""

@@ -91,7 +91,7 @@ class NormTuningBank(StackedBank):
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the normalised input times the weighted change of the gain, plus that of the bias."""
         gain, *bias = (
-            over_features(self.weigh(self.spread(weights, tensor), self.stack(tensor).to(y.dtype)), y)
+            over_features(self.weigh(self.spread(weights, tensor), self.stack(tensor).to(y.dtype)), x, y)
             for tensor in self.tensors
         )
         delta = _normalised(self._module[0], x, self._one).to(y.dtype) * gain

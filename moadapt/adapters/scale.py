@@ -86,7 +86,7 @@ class OutputScaleBank(ScaleBank):
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the output times the weighted deviation."""
         deviation = self.weigh(self.spread(weights, "scale"), self.stack("scale").to(y.dtype))
-        return y * over_features(deviation, y)
+        return y * over_features(deviation, x, y)
 
     def delta(self, weights: Tensor) -> Delta:
         """Return rescaled rows of the weight, and the rescaled bias."""

@@ -339,15 +339,16 @@ def all_weights(routing: Routing | None, y: Tensor) -> Tensor:
     return functional.pad(routing.dense(), (1, 0), value=1.0)
 
 
-def over_features(values: Tensor, y: Tensor) -> Tensor:
+def over_features(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Give vectors the axes of an output, which at the norms of heads has one axis more.
 
     Args:
         values: One vector a row and token, (B|1, T|1, F).
+        x: What the module was given; its memory tells the axes apart, as heads are split off the features of a token.
         y: (B, T, F), or with an axis of heads before or behind that of tokens.
 
     Raises:
-        ValueError: The output's last axis is not that of the vectors.
+        ValueError: The output's last axis is not that of the vectors, or heads and tokens cannot be told apart.
     """
     if y.shape[-1] != values.shape[-1]:
         raise ValueError(
@@ -359,5 +360,11 @@ def over_features(values: Tensor, y: Tensor) -> Tensor:
         return values.reshape(rows, *[1] * (y.ndim - 2), features)
     if y.ndim == 3:
         return values
-    heads_first = y.shape[1] != tokens or (y.shape[2] == tokens and y.stride(1) < y.stride(2))
-    return values.unsqueeze(1 if heads_first else 2)  # of equal axes that of tokens has the longer stride
+    alike = y.shape[1] == y.shape[2] == tokens
+    if alike and x.stride(1) == x.stride(2):
+        raise ValueError(
+            f"an input of shape {tuple(x.shape)} has as many heads as tokens and does not tell which is which; use "
+            "weights by row, or leave the site out"
+        )
+    heads_first = x.stride(1) < x.stride(2) if alike else y.shape[1] != tokens
+    return values.unsqueeze(1 if heads_first else 2)

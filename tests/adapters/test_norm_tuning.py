@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LNTuningConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import PhiConfig, PhiForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -15,6 +16,7 @@ from moadapt import Mixture, Placement, Routing, attach
 from moadapt.adapters import NormTuning, NotMergeable
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.norm_tuning import NormTuningBank
+from moadapt.adapters.stacked import over_features
 from moadapt.sites import Site
 from moadapt_routers import Softmax
 from tests.conformance.canonical import Given
@@ -100,6 +102,33 @@ def test_norms_of_heads_in_a_model_take_weights_by_token(name: str) -> None:
         with torch.no_grad():
             found.append(mixture.eval()(**batch).logits)
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_norms_of_transposed_heads_take_weights_by_token() -> None:
+    """A token's logits do not depend on later tokens, whether or not there are as many tokens as heads."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    base = PhiForCausalLM(PhiConfig(vocab_size=67, qk_layernorm=True, **shape)).eval()
+    for parameter in base.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    weights, ids = torch.rand(2, 5, 1, 2), torch.randint(5, 67, (2, 5))
+    where = Placement(modules=("q_layernorm", "k_layernorm"))
+    found = []
+    for tokens in (3, 4, 5):
+        given = Given(value=Routing(weights[:, :tokens], 2))
+        mixture = attach(base, experts={"a": NormTuning(), "b": NormTuning()}, router=given, placement=where)
+        randomize(mixture, scale=1.0)
+        with torch.no_grad():
+            found.append(mixture.eval()(input_ids=ids[:, :tokens]).logits)
+        mixture.detach()
+    for tokens, logits in zip((3, 4), found, strict=False):
+        torch.testing.assert_close(logits, found[2][:, :tokens], rtol=1e-4, atol=1e-4)
+
+
+def test_heads_and_tokens_that_cannot_be_told_apart_are_refused() -> None:
+    x = torch.ones(1, 1, 1, WIDTH).expand(ROWS, TOKENS, TOKENS, WIDTH)
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 8\) has as many heads as tokens"):
+        over_features(torch.ones(ROWS, TOKENS, WIDTH), x, x.clone())
 
 
 def peft_of(mixture: Mixture, name: str) -> Any:
