@@ -89,9 +89,15 @@ class Bank(nn.Module, ABC):
     """Class of its adapters' specs; set by the mixture."""
 
     reads_output: ClassVar[bool] = False
-    """Whether `forward` reads `y`, which is then the frozen module's output, untouched by other banks."""
+    """Whether `forward` reads `y`, which is then the module's output before any bank's delta is added to it.
+
+    It is the frozen module's own output unless a bank of the site `runs_module`, or modules within it are adapted.
+    """
     runs_module: ClassVar[bool] = False
-    """Whether `adapt` changes how the module itself runs, so that it comes before other banks."""
+    """Whether `adapt` changes how the module itself runs, so that other banks get what then comes out of it.
+
+    A site holds one such bank at most.
+    """
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
@@ -99,7 +105,7 @@ class Bank(nn.Module, ABC):
 
         Args:
             x: Input of the site, (B, T, D) or (N, D).
-            y: The frozen base's output there, (B, T, F) or (N, F); at an `entry`, `x` itself.
+            y: The module's output there as `reads_output` says, (B, T, F) or (N, F); at an `entry`, `x` itself.
             routing: Weights of the experts; None where there are none.
             call: The forward pass of the base that this is part of; None where a bank is run by itself.
 
