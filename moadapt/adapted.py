@@ -85,7 +85,7 @@ class AdaptedModule(nn.Module):
         if self._site.form == "entry":
             entering = x
             for bank, own in banks:
-                entering = entering + bank(x, x, own, call)
+                entering = bank.add_to(entering, x, own, call)
             return self.module(entering, *args, **kwargs)
         (first, own), *others = banks
         if others and any(bank.reads_output for bank, _ in banks):

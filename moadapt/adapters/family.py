@@ -39,6 +39,11 @@ class Delta:
     bias: Tensor | None = None
     parameters: "Mapping[str, Delta]" = field(default_factory=dict)
 
+    @property
+    def moves_weight(self) -> bool:
+        """Whether there is a weight change at all, and not a bias alone."""
+        return self.dense is not None or self.down.shape[-2] > 0
+
     def weight(self) -> Tensor:
         """Return the whole weight change, ([M,] F, D), of a norm (F,), in float32 or finer."""
         exact = torch.promote_types(self.down.dtype, torch.float32)
@@ -117,7 +122,7 @@ class Bank(nn.Module, ABC):
         """Add the delta to a fresh output, in place where the family can.
 
         Args:
-            y: Fresh output of the base, which the caller gives up.
+            y: Fresh output of the base, which the caller gives up; at an `entry`, what enters, which must stay.
             x: Input of the site.
             routing: Weights of the experts.
             call: As in `forward`.

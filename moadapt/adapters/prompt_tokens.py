@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
-from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.stacked import StackedBank, all_weights
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
+from moadapt.routing import Routing
 from moadapt.sites import Site
 
 
@@ -79,13 +80,11 @@ class PromptTokensBank(StackedBank):
 
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the difference between the weighted tokens and what was inserted for them; zero elsewhere."""
-        places = None if call is None else call.inserted
-        if places is None:
-            return torch.zeros_like(x)
-        rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-        places = places.to(x.device)
-        tokens = self._tokens(weights, places.shape[1]).to(x.dtype)
-        return torch.zeros_like(x).index_put((rows, places), tokens - x[rows, places])
+        return self._put(torch.zeros_like(x), x, weights, call)
+
+    def add_to(self, y: Tensor, x: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
+        """Return what enters with the weighted tokens in their place, without the rounding of what was inserted."""
+        return self._put(y, x, all_weights(routing, y), call) if self.names else y
 
     def delta(self, weights: Tensor) -> Delta:
         """Refuse.
@@ -97,6 +96,15 @@ class PromptTokensBank(StackedBank):
             f"{self.site.path}: prompt tokens lengthen the sequence, so no weight of the base can hold them; keep the "
             "mixture, or merge another family"
         )
+
+    def _put(self, y: Tensor, x: Tensor, weights: Tensor, call: Call | None) -> Tensor:
+        """Put the tokens where `x` has what was inserted for them; what others added there stays."""
+        places = None if call is None else call.inserted
+        if places is None:
+            return y
+        rows, places = torch.arange(len(x), device=x.device).unsqueeze(1), places.to(x.device)
+        tokens = self._tokens(weights, places.shape[1]).to(x.dtype)
+        return y.index_put((rows, places), tokens + (y[rows, places] - x[rows, places]))
 
     def _tokens(self, weights: Tensor, count: int) -> Tensor:
         """Return what stands at the inserted tokens, (B|1, n, D)."""

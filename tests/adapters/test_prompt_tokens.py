@@ -99,6 +99,20 @@ def test_it_equals_embeddings_joined_by_hand(rows: int, side: str) -> None:
     assert_close(ours[2], theirs[-1])
 
 
+def test_tokens_enter_without_the_rounding_of_what_they_replace() -> None:
+    base = tiny_llama().to(torch.bfloat16)
+    with torch.no_grad():
+        base.get_input_embeddings().weight.normal_()
+    mixture = attach(base, shared=PromptTokens(length=LENGTH)).eval()
+    entered: list[Tensor] = []
+    block = mixture.base.get_submodule("model.layers.0.module")
+    block.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    with torch.no_grad():
+        mixture(input_ids=torch.tensor([[5, 6]]))
+    tokens = bank_in(mixture).state("shared")["tokens"]
+    assert torch.equal(entered[0][0, :LENGTH], tokens.to(torch.bfloat16))
+
+
 def test_a_fresh_adapter_is_no_identity() -> None:
     assert not PromptTokens.identity
     with torch.no_grad():
