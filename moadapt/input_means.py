@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from moadapt.merging.calibration import Batch
+from moadapt.merging.calibration import Batch, decoder_tokens
 from moadapt.sites import Site
 
+_DECODER = "decoder_attention_mask"
 _NOT_FOR_THE_BASE = ("task", "prompt_mask")
 
 
@@ -34,11 +36,14 @@ def input_means(base: PreTrainedModel, sites: Iterable[Site], batches: Iterable[
     """
     wanted, found = tuple(sites), Products()
     modules = {site: base.get_submodule(site.path) for site in wanted}
-    handles = [module.register_forward_pre_hook(partial(_note, found, site)) for site, module in modules.items()]
+    decodes = base.config.is_encoder_decoder
+    handles = [_note_encoder(base, found)] if decodes else []
+    handles += [module.register_forward_pre_hook(partial(_note, found, site)) for site, module in modules.items()]
     try:
         with torch.no_grad():
             for batch in batches:
-                found.batch = batch
+                found.batch = {**batch, _DECODER: decoder_tokens(batch)} if decodes else batch
+                found.encoded = batch["encoder_outputs"][0] if batch.get("encoder_outputs") else None
                 base(**{name: value for name, value in batch.items() if name not in _NOT_FOR_THE_BASE})
                 found.flush()
     finally:
@@ -51,7 +56,9 @@ class Products:
     """Mean outer products of inputs, for each group of sites that read the same ones."""
 
     batch: Batch
-    """What is being run."""
+    """What is being run; of an encoder-decoder with the mask of its decoder, however that is known."""
+    encoded: Tensor | None = None
+    """What the encoder gave, which keys and values of cross-attention read."""
 
     def __init__(self) -> None:
         self._means: dict[tuple[Site, ...], tuple[Tensor, int]] = {}
@@ -106,9 +113,17 @@ class Products:
         """Return which tokens are no padding, (B, T); None where the site has other axes."""
         if site.tower != "language":
             return None
-        decodes = "decoder" in site.path.split(".") and self.batch.get("decoder_input_ids") is not None
-        mask: Tensor | None = self.batch.get("decoder_attention_mask" if decodes else "attention_mask")
+        decodes = "decoder" in site.path.split(".") and _DECODER in self.batch and x is not self.encoded
+        mask: Tensor | None = self.batch.get(_DECODER if decodes else "attention_mask")
         return mask if mask is not None and mask.shape == x.shape[:-1] else None
+
+
+def _note_encoder(base: Any, found: Products) -> RemovableHandle:
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.encoded = output[0]
+
+    handle: RemovableHandle = base.get_encoder().register_forward_hook(note)
+    return handle
 
 
 def _note(found: Products, site: Site, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -105,6 +105,18 @@ def relative_error(deltas: Sequence[Delta], found: Moments, merged: Tensor) -> f
     return (max(distance, 0.0) / total) ** 0.5 if total > 0 else 0.0
 
 
+def decoder_tokens(batch: Batch) -> Tensor | None:
+    """Return which tokens of an encoder-decoder's decoder are no padding, (B, T); None where that is not known.
+
+    Args:
+        batch: What the mixture takes.
+    """
+    mask, labels, ids = (batch.get(name) for name in ("decoder_attention_mask", "labels", "decoder_input_ids"))
+    if mask is None and labels is not None:
+        return torch.as_tensor(labels != -100)
+    return torch.ones_like(ids) if mask is None and ids is not None else mask
+
+
 def _gram(deltas: Sequence[Delta]) -> Tensor:
     """Frobenius products of the deltas, biases being one more column of the weights, (E+1, E+1)."""
     width = deltas[0].up.shape[1]
@@ -148,15 +160,8 @@ def _real_tokens(batch: Batch, place: Place, length: int, decodes: bool) -> Tens
         return None
     masks = [batch.get("attention_mask")]
     if decodes and "decoder" in place.name.split("."):  # whose cross-attention reads the encoder's tokens too
-        masks.insert(0, _decoder_tokens(batch))
+        masks.insert(0, decoder_tokens(batch))
     return next((mask for mask in masks if mask is not None and mask.ndim == 2 and mask.shape[1] == length), None)
-
-
-def _decoder_tokens(batch: Batch) -> Tensor | None:
-    mask, labels, ids = (batch.get(name) for name in ("decoder_attention_mask", "labels", "decoder_input_ids"))
-    if mask is None and labels is not None:
-        return torch.as_tensor(labels != -100)
-    return torch.ones_like(ids) if mask is None and ids is not None else mask
 
 
 def _num_rows(batch: Batch) -> int:

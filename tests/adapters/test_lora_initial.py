@@ -1,5 +1,6 @@
 """Initial states of LoRA: identity, exactness, what the papers and the peft library say of each."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration
 
 import moadapt
-from moadapt import Placement, Routing, initialise
+from moadapt import Placement, Routing, anatomy, initialise
 from moadapt.adapters import Adapter, LoRA
 from moadapt.adapters.initial import Layer
 from moadapt.adapters.initial.corda import damped
@@ -276,6 +278,61 @@ def test_sites_that_share_inputs_only_sometimes_are_still_exact() -> None:
     for site, own in ((a, one), (b, two)):
         x = torch.cat([both, own])
         torch.testing.assert_close(means[site], x.T @ x / len(x))
+
+
+@pytest.mark.parametrize("given", ["labels", "ids"])
+@pytest.mark.parametrize("length", [5, 7], ids=["equal", "longer"])
+def test_encoder_and_decoder_have_padding_of_their_own(given: str, length: int) -> None:
+    """Keys and values of cross-attention read what the encoder gave, and so its padding."""
+    base = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=67, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
+            encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64, pad_token_id=1,
+        )
+    ).eval()  # fmt: skip
+    ids, mask = torch.randint(5, 60, (2, 5)), torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    labels, decoder_mask = torch.randint(5, 60, (2, length)), torch.ones(2, length, dtype=torch.long)
+    decoder_mask[0, 3:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if given == "labels":
+        batch["labels"] = labels.masked_fill(decoder_mask == 0, -100)
+    else:
+        batch |= {"decoder_input_ids": labels, "decoder_attention_mask": decoder_mask}
+    masks = {"encoder.layers.1.self_attn.q_proj": mask, "decoder.layers.1.self_attn.q_proj": decoder_mask}
+    masks |= {"decoder.layers.1.encoder_attn.q_proj": decoder_mask, "decoder.layers.1.encoder_attn.k_proj": mask}
+    masks |= {"decoder.layers.1.encoder_attn.v_proj": mask, "decoder.layers.1.fc1": decoder_mask}
+    read: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Tensor], path: str) -> None:
+        read[path] = args[0]
+
+    for path in masks:
+        base.get_submodule(f"model.{path}").register_forward_pre_hook(partial(note, path=path))
+    sites = {path: next(s for s in anatomy(base).sites if s.path == f"model.{path}") for path in masks}
+    means = input_means(base, sites.values(), [batch])
+    for path, real in masks.items():
+        x = read[path][real.bool()]
+        torch.testing.assert_close(means[sites[path]], x.T @ x / len(x), msg=path)
+
+
+def test_what_waits_for_data_is_not_saved(tmp_path: Path) -> None:
+    mixture = moadapt.attach(tiny_llama(), shared=LoRA(rank=2, init="eva"))
+    with pytest.raises(ValueError, match=r"shared starts from data and has not seen any.*initialise"):
+        mixture.save(tmp_path / "saved")
+    initialise(mixture, {"input_ids": torch.randint(5, 60, (2, 6))})
+    mixture.save(tmp_path / "saved")
+
+
+def test_an_adapter_of_a_trimmed_name_waits_again() -> None:
+    mixture = moadapt.attach(
+        tiny_llama(), experts={name: LoRA(rank=2, init="eva") for name in "ab"}, router=ByTask()
+    )  # fmt: skip
+    initialise(mixture, {"input_ids": torch.randint(5, 60, (2, 6))})
+    _, bank = next(mixture.banks())
+    bank.trim(["a"])
+    assert not bank.waiting
+    bank.grow(Adapter("b", LoRA(rank=2, init="eva"), 1))
+    assert bank.waiting == {"b"}
 
 
 @pytest.mark.parametrize("init", READING)
