@@ -94,8 +94,14 @@ def save(mixture: Mixture, folder: Path) -> None:
         folder: Made, or replaced as a whole where it holds a mixture.
 
     Raises:
-        ValueError: The folder holds something else.
+        ValueError: The folder holds something else, or adapters still wait for the data that they start from.
     """
+    waiting = {name for _, bank in mixture.banks() for name in bank.waiting}
+    if waiting:
+        raise ValueError(
+            f"{', '.join(sorted(waiting))} starts from data and has not seen any, so there is nothing of it to save; "
+            "call moadapt.initialise(mixture, batches) first"
+        )
     spec = mixture.spec
     with mixture.bare_base() as base:
         stored = {

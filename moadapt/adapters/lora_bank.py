@@ -221,6 +221,7 @@ class LoRABank(StackedBank):
         slots = torch.full((len(ranks), max(map(len, ranks), default=0)), -1)
         for expert, own in enumerate(ranks):
             slots[expert, : len(own)] = own
+        self._started &= set(self.names)  # a later adapter of the name of one that was trimmed starts anew
         self._waits = bool(self.waiting)
         self.register_buffer("slots", slots.to(device), persistent=False)
         self.register_buffer("owner_rank", owner.to(device), persistent=False)
