@@ -168,12 +168,16 @@ def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
     module: Any = plain.get_submodule(path)
     for name in {name: None for delta in deltas for name in delta.parameters or ("weight",)}:
         parts = [delta.parameters.get(name) if delta.parameters else delta for delta in deltas]
-        _change(plain, path, name, [part.weight() for part in parts if part is not None])
+        changes = [part.weight() for part in parts if part is not None and part.moves_weight]
+        if changes:  # a bias alone leaves the weight as it is, which may be tied or quantised
+            _change(plain, path, name, changes)
     biases = [delta.bias for delta in deltas if delta.bias is not None]
     if biases:
-        exact = torch.promote_types(module.weight.dtype, torch.float32)
+        kept = module.weight.dtype if module.bias is None else module.bias.dtype
+        kept = kept if kept.is_floating_point else biases[0].dtype
+        exact = torch.promote_types(kept, torch.float32)
         old = torch.zeros_like(biases[0]) if module.bias is None else module.bias.detach()
-        module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(module.weight.dtype))
+        module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(kept))
 
 
 def _change(plain: PreTrainedModel, path: str, name: str, changes: Sequence[Tensor]) -> None:

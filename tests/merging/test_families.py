@@ -10,7 +10,7 @@ from torch import Tensor
 from moadapt import Mixture, Placement, attach
 from moadapt.adapters import Bias, FamilySpec, Hydra, LoRA, NormTuning, Scale
 from moadapt_routers import Softmax
-from tests.models import llava_batch, randomize, tiny_llava
+from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
 
 EVERYWHERE = Placement(towers=("vision", "connector", "language"))
 MIXTURES: dict[str, tuple[FamilySpec | None, dict[str, FamilySpec]]] = {
@@ -72,3 +72,15 @@ def test_a_lora_folder_refuses_what_it_cannot_hold(name: str, tmp_path: Path) ->
     ):
         mixture.export_peft(tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
+
+
+def test_a_bias_leaves_a_tied_weight_alone() -> None:
+    base = tiny_llama()
+    base.lm_head.weight = base.model.embed_tokens.weight
+    mixture = attach(base, shared=Bias(placement=Placement(modules=("lm_head",))))
+    randomize(mixture, 0.1)
+    ids = torch.tensor([[5, 6, 7]])
+    merged, _ = mixture.eval().merge("task")
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, mixture(input_ids=ids).logits)
