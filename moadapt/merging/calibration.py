@@ -17,6 +17,8 @@ from moadapt.mixture import Mixture
 from moadapt.places import Place
 
 Batch = Mapping[str, Any]
+_ROWS = 256
+"""Rows of a dense change that are held in float64 at a time."""
 
 
 @dataclass
@@ -126,17 +128,37 @@ def _gram(deltas: Sequence[Delta]) -> Tensor:
 
 
 def _gram_of_weights(deltas: Sequence[Delta]) -> Tensor:
-    """Frobenius products of the deltas' weights, in low-rank form unless one is dense, (E+1, E+1)."""
-    if any(delta.dense is not None or delta.parameters for delta in deltas):
-        parts = [[delta.weight(), *(part.weight() for part in delta.parameters.values())] for delta in deltas]
-        flat = torch.stack([torch.cat([part.flatten().double() for part in each]) for each in parts])
-        return (flat @ flat.T).cpu()
-    down = torch.cat([delta.down for delta in deltas]).double()
-    up = torch.cat([delta.up for delta in deltas]).double()
-    products = (up @ up.T) * (down @ down.T)
-    owner = torch.arange(len(deltas)).repeat_interleave(torch.tensor([len(delta.down) for delta in deltas]))
+    """Frobenius products of the deltas' weights and other parameters, (E+1, E+1)."""
+    gram = _gram_of_matrices(deltas)
+    for name in deltas[0].parameters:
+        gram = gram + _gram_of_matrices([delta.parameters[name] for delta in deltas])
+    return gram
+
+
+def _gram_of_matrices(deltas: Sequence[Delta]) -> Tensor:
+    """Frobenius products, in low-rank form unless one is dense, (E+1, E+1)."""
+    dense = next((delta.dense for delta in deltas if delta.dense is not None), None)
+    if dense is not None:
+        size = dense.shape[deltas[0].up.ndim - 2]
+        slices = [torch.arange(i, min(i + _ROWS, size), device=dense.device) for i in range(0, size, _ROWS)]
+        parts = (torch.stack([_rows(delta, rows) for delta in deltas]) for rows in slices)
+        return torch.stack([(part @ part.T).cpu() for part in parts]).sum(0)
+    down = torch.cat([delta.down for delta in deltas], dim=-2).double()
+    up = torch.cat([delta.up for delta in deltas], dim=-2).double()
+    products = (up @ up.mT) * (down @ down.mT)
+    products = products.sum(0) if products.ndim == 3 else products
+    owner = torch.arange(len(deltas)).repeat_interleave(torch.tensor([delta.down.shape[-2] for delta in deltas]))
     member = torch.nn.functional.one_hot(owner, len(deltas)).to(products)
     return (member.T @ products @ member).cpu()
+
+
+def _rows(delta: Delta, rows: Tensor) -> Tensor:
+    """Some rows of a weight change, flat, in float64."""
+    dense = None if delta.dense is None else delta.dense.index_select(delta.up.ndim - 2, rows).double()
+    if dense is not None and not delta.down.numel():
+        return dense.flatten()
+    product = delta.up.index_select(-1, rows).double().mT @ delta.down.double()
+    return (product if dense is None else product + dense).flatten()
 
 
 def _add(sums: dict[str, Moments], place: str, weights: Tensor, real: Tensor | None, rows: int) -> None:

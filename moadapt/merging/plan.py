@@ -109,7 +109,9 @@ class MergePlan:
         """Relative error of what all families of a site add up to."""
         shared = _total([bank.delta(self._none) for bank in banks])
         own = [_without(_total([b.delta(one) for b in banks]), shared) for one in torch.eye(len(self.mixture.tasks))]
-        return relative_error([shared, *own], self._found[site.path], self._weights[site.path].double().cpu())
+        return relative_error(
+            [_compact(each) for each in (shared, *own)], self._found[site.path], self._weights[site.path].double().cpu()
+        )
 
     def _output_kl(self) -> float | None:
         if not self._held_out:
@@ -153,8 +155,28 @@ def _total(deltas: Sequence[Delta]) -> Delta:
 
 
 def _without(whole: Delta, shared: Delta) -> Delta:
-    """Take the shared part out of a delta."""
-    return _total([whole, _negative(shared)])
+    """Take the shared part out of a delta; rank-one terms that both have cancel exactly."""
+    assert whole.parameters.keys() == shared.parameters.keys(), "of the same banks"
+    parts = {name: _without(whole.parameters[name], shared.parameters[name]) for name in whole.parameters}
+    if whole.down.shape != shared.down.shape or not torch.equal(whole.down, shared.down):
+        rest = _total([whole, _negative(shared)])
+        return Delta(rest.down, rest.up, rest.dense, rest.bias, parts)
+    dense, bias = _minus(whole.dense, shared.dense), _minus(whole.bias, shared.bias)
+    return Delta(whole.down, whole.up - shared.up, dense, bias, parts)
+
+
+def _compact(delta: Delta) -> Delta:
+    """Leave out rank-one terms that add nothing, such as those of other experts."""
+    kept = (delta.up != 0).any(-1)
+    kept = kept.any(0) if kept.ndim == 2 else kept
+    parts = {name: _compact(part) for name, part in delta.parameters.items()}
+    return Delta(delta.down[..., kept, :], delta.up[..., kept, :], delta.dense, delta.bias, parts)
+
+
+def _minus(whole: Tensor | None, shared: Tensor | None) -> Tensor | None:
+    if whole is None or shared is None:
+        return whole if shared is None else -shared
+    return whole - shared
 
 
 def _negative(delta: Delta) -> Delta:

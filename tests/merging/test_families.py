@@ -9,6 +9,8 @@ from torch import Tensor
 
 from moadapt import Mixture, Placement, attach
 from moadapt.adapters import Bias, FamilySpec, Hydra, LoRA, NormTuning, Scale
+from moadapt.adapters.family import Delta
+from moadapt.merging import calibration
 from moadapt_routers import Softmax
 from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
 
@@ -84,3 +86,31 @@ def test_a_bias_leaves_a_tied_weight_alone() -> None:
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, mixture(input_ids=ids).logits)
+
+
+def test_the_error_of_a_site_takes_every_rank_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks: list[int] = []
+    whole = calibration._gram_of_matrices
+
+    def counted(deltas: Any) -> Tensor:
+        ranks.append(sum(len(delta.down) for delta in deltas))
+        return whole(deltas)
+
+    monkeypatch.setattr(calibration, "_gram_of_matrices", counted)
+    mixture = attach(
+        tiny_llava(), shared=LoRA(rank=3), experts={name: LoRA(rank=2) for name in "abcd"}, router=Softmax()
+    )
+    randomize(mixture, 0.1)
+    mixture.eval().merge("mean_routing", calibration=llava_batch())
+    assert set(ranks) == {3 + 4 * 2}
+
+
+def test_dense_changes_are_multiplied_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_ROWS", 2)
+    down, up, dense = torch.randn(3, 2, 4), torch.randn(3, 2, 5), torch.randn(3, 5, 4)
+    deltas = [Delta(down[i], up[i], dense[i]) for i in range(2)] + [Delta(down[2], up[2])]
+    flat = torch.stack([delta.weight().flatten() for delta in deltas]).double()
+    torch.testing.assert_close(calibration._gram_of_matrices(deltas), flat @ flat.T, rtol=1e-5, atol=1e-5)
+    gains = [Delta(torch.zeros(0, 5), torch.zeros(0, 5), dense[i, :, 0]) for i in range(2)]
+    flat = torch.stack([dense[i, :, 0] for i in range(2)]).double()
+    torch.testing.assert_close(calibration._gram_of_matrices(gains), flat @ flat.T)
