@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moadapt.adapters.initial import filled_later
 from moadapt.mixture import Mixture, MixtureSpec
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES, ROUTERS
@@ -136,7 +137,8 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
     try:
-        mixture = Mixture(base, _spec_of(stored))
+        with filled_later():
+            mixture = Mixture(base, _spec_of(stored))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / _SPEC} describes no mixture of this base: {error!r}") from error
     try:

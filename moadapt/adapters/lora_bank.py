@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Delta, Factors
-from moadapt.adapters.initial import Initial, Layer
+from moadapt.adapters.initial import Initial, Layer, is_filled_later
 from moadapt.adapters.initial.plain import Uniform
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
@@ -71,12 +71,14 @@ class LoRABank(StackedBank):
         self.tensors = ("down", "up", "start_down", "start_up") if self._shifts else ("down", "up")
         self._started: set[str] = set()
         self._gates: dict[str, float] = {}
+        self._known: dict[type, tuple[Tensor, ...]] = {}
         super().__init__(site, adapters, module)
+        self._known.clear()
         self.dropout, self.lr_ratio = dropouts.pop(), spec_of(adapters[0]).lr_ratio
 
     def fresh(self, spec: LowRank) -> dict[str, Tensor]:
         """Return `down (r, D)` and `up (r, F)`, and the same again where a frozen term takes them off."""
-        initial = Uniform() if spec.initial.reads_inputs else spec.initial
+        initial = Uniform() if spec.initial.reads_inputs or is_filled_later() else spec.initial
         return self._begin(*initial.factors(self._layer(spec)))
 
     @property
@@ -92,6 +94,7 @@ class LoRABank(StackedBank):
                 spec = spec_of(adapter)
                 layer = replace(self._layer(spec), inputs=inputs)
                 self.load_state(adapter.name, self._begin(*spec.initial.factors(layer)))
+        self._known.clear()
 
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of one adapter in, which then waits for nothing."""
@@ -102,7 +105,13 @@ class LoRABank(StackedBank):
     def _layer(self, spec: LowRank) -> Layer:
         site, device = self.site, self.owner("down").device
         rank = spec.rank_at(site)
-        return Layer(site.in_features, site.out_features, rank, spec.scale, device, lambda: self.frozen_map()[0])
+        weight = lambda: self.frozen_map()[0]  # noqa: E731, only starts that read the weight take it
+        return Layer(site.in_features, site.out_features, rank, spec.scale, device, weight, known=self._known)
+
+    def grow(self, adapter: Adapter) -> None:
+        """Append one expert to the stack."""
+        super().grow(adapter)
+        self._known.clear()
 
     def _begin(self, down: Tensor, up: Tensor) -> dict[str, Tensor]:
         """Return an adapter's tensors at its start; a base that is only shapes starts at zero."""

@@ -323,6 +323,28 @@ def test_what_waits_for_data_is_not_saved(tmp_path: Path) -> None:
     mixture.save(tmp_path / "saved")
 
 
+@pytest.mark.parametrize(("init", "method"), [("pissa", "svd"), ("olora", "qr"), ("corda_preview", "svd")])
+def test_a_site_is_decomposed_once_and_not_at_all_by_loading(
+    init: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, own = 0, getattr(torch.linalg, method)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(torch.linalg, method, counted)
+    mixture = mixture_of(init)
+    assert count == len(mixture.sites)
+    saved = {name: p.clone() for name, p in mixture.named_adapter_parameters()}
+    mixture.save(tmp_path / "saved")
+    count = 0
+    loaded = moadapt.load(tmp_path / "saved", tiny_llava())
+    assert count == 0
+    assert all(torch.equal(saved[name], p) for name, p in loaded.named_adapter_parameters())
+
+
 def test_an_adapter_of_a_trimmed_name_waits_again() -> None:
     mixture = moadapt.attach(
         tiny_llama(), experts={name: LoRA(rank=2, init="eva") for name in "ab"}, router=ByTask()

@@ -28,9 +28,7 @@ class _CorDA(Initial):
     def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return `down (r, D)` and `up (r, F)`, each with the square roots of the singular values over s."""
         check_rank(layer, min(layer.in_features, layer.out_features))
-        assert layer.inputs is not None, "given where reads_inputs"
-        matrix, inverse = damped(layer.inputs)
-        left, values, right = torch.linalg.svd(layer.weight().to(matrix) @ matrix, full_matrices=False)
+        left, values, right, inverse = layer.once(self, lambda: _decompose(layer))
         part = self.chosen(values, layer.rank)
         roots = (values[part] / layer.scale).sqrt().unsqueeze(1)
         return roots * (right @ inverse)[part], roots * left.T[part]
@@ -52,6 +50,13 @@ class CorDAPreview(_CorDA):
     def chosen(self, values: Tensor, rank: int) -> slice:
         """Return the first ones."""
         return slice(0, rank)
+
+
+def _decompose(layer: Layer) -> tuple[Tensor, ...]:
+    """Return U (F, N), S (N,) and V^T (N, D) of `W0 C`, and the inverse of C."""
+    assert layer.inputs is not None, "given where reads_inputs"
+    matrix, inverse = damped(layer.inputs)
+    return *torch.linalg.svd(layer.weight().to(matrix) @ matrix, full_matrices=False), inverse
 
 
 def damped(inputs: Tensor) -> tuple[Tensor, Tensor]:

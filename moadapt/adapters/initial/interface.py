@@ -6,8 +6,10 @@ trains, so that the base stays as it is and several such adapters sit on it: `s 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -26,6 +28,7 @@ class Layer:
         device: Where factors are made.
         weight: Gives the frozen weight, (F, D), in float32 or finer.
         inputs: Mean of the outer products of the layer's inputs, (D, D); None for starts that read none.
+        known: What was found before; adapters that are built together share it.
     """
 
     in_features: int
@@ -35,6 +38,18 @@ class Layer:
     device: torch.device
     weight: Callable[[], Tensor]
     inputs: Tensor | None = None
+    known: dict[type, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def once(self, initial: "Initial", find: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what a start finds in this weight and these inputs, the same for every adapter of the layer.
+
+        Args:
+            initial: Which start.
+            find: Finds it.
+        """
+        if type(initial) not in self.known:
+            self.known[type(initial)] = find()
+        return self.known[type(initial)]
 
 
 class Initial(ABC):
@@ -55,6 +70,24 @@ class Initial(ABC):
         Raises:
             ValueError: The rank suits neither the layer nor the method; the message says which would.
         """
+
+
+_LATER: ContextVar[bool] = ContextVar("_LATER", default=False)
+
+
+@contextmanager
+def filled_later() -> Iterator[None]:
+    """Build adapters whose tensors are copied in afterwards: none looks for its start within the `with` block."""
+    token = _LATER.set(True)
+    try:
+        yield
+    finally:
+        _LATER.reset(token)
+
+
+def is_filled_later() -> bool:
+    """Tell whether adapters that are built now get their tensors afterwards."""
+    return _LATER.get()
 
 
 def check_rank(layer: Layer, most: int) -> None:

@@ -19,5 +19,5 @@ class OLoRA(Initial):
     def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return `down (r, D)`, rows of R, and `up (r, F)`, orthonormal columns of Q."""
         check_rank(layer, min(layer.in_features, layer.out_features))
-        left, right = torch.linalg.qr(layer.weight())
+        left, right = layer.once(self, lambda: tuple(torch.linalg.qr(layer.weight())))
         return right[: layer.rank], left.T[: layer.rank]

@@ -19,6 +19,6 @@ class PiSSA(Initial):
     def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return `down (r, D)` and `up (r, F)`, each with the square roots of the singular values over s."""
         check_rank(layer, min(layer.in_features, layer.out_features))
-        left, values, right = torch.linalg.svd(layer.weight(), full_matrices=False)
+        left, values, right = layer.once(self, lambda: tuple(torch.linalg.svd(layer.weight(), full_matrices=False)))
         roots = (values[: layer.rank] / layer.scale).sqrt().unsqueeze(1)
         return roots * right[: layer.rank], roots * left.T[: layer.rank]
