@@ -141,6 +141,11 @@ class Mixture(nn.Module):
         """Whether it was not detached from its base."""
         return bool(self._handles)
 
+    @property
+    def checkpoints(self) -> bool:
+        """Whether blocks are recomputed in the backward pass."""
+        return bool(self._checkpointing)
+
     def banks(self) -> Iterator[tuple[Site, Bank]]:
         """Iterate over every bank with its site."""
         for site in self.sites:

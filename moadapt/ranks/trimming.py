@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from moadapt.adapters.initial import filled_later
 from moadapt.mixture import Mixture
 from moadapt.ranks.allocator import lora_banks, ranks_of, with_ranks
 from moadapt.storage import fill, tensors
@@ -37,13 +38,16 @@ def trim_ranks(mixture: Mixture) -> Mixture:
     trimmed.sites(mixture.anatomy)  # refuses before anything is detached
     if not any(key.startswith("adapters/") for key in found):
         raise ValueError("every adapter's `up` is zero, so trimming would leave none; train the mixture first")
-    training = mixture.training
-    fresh = Mixture(mixture.detach(), trimmed)
+    training, checkpoints = mixture.training, mixture.checkpoints
+    with filled_later():
+        fresh = Mixture(mixture.detach(), trimmed)
     fill(fresh, {key: tensor for key, tensor in found.items() if key in tensors(fresh)})
     for site, bank in lora_banks(fresh.banks()):
         for name in bank.names:
             if (site, name) in frozen:
                 bank.freeze(name)
+    if checkpoints:
+        fresh.gradient_checkpointing_enable()
     return fresh.train(training)
 
 

@@ -106,3 +106,12 @@ def test_a_mixture_that_would_lose_every_adapter_is_refused() -> None:
     with pytest.raises(ValueError, match="every adapter's `up` is zero, so trimming would leave none"):
         trim_ranks(mixture)
     assert mixture.attached
+
+
+def test_a_trimmed_mixture_checkpoints_like_the_one_it_came_from() -> None:
+    mixture = pruned(ByTask())
+    assert not mixture.checkpoints
+    mixture.gradient_checkpointing_enable()
+    trimmed = trim_ranks(mixture.train())
+    assert trimmed.checkpoints
+    assert any(getattr(module, "gradient_checkpointing", False) for module in trimmed.base.modules())
