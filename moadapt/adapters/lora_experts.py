@@ -8,7 +8,7 @@ tokens, M experts of the block, D in, F out of a projection, R stacked ranks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class LoRAExperts(StackedBank):
     def delta(self, weights: Tensor) -> Delta:
         """Return the stacked factors of each projection, the weights folded into `up`."""
         padded = functional.pad(weights.to(self.owner(self.tensors[0]).device), (1, 0), value=1.0)
-        scaled = self.spread(padded.reshape(1, 1, 1, -1), self.tensors[0]).flatten() * self._scale(padded)
+        scaled = self.spread(padded.reshape(1, 1, 1, -1), self.tensors[0]).flatten() * self._scales.to(padded)
         found = {}
         for name in PROJECTIONS:
             down, up = (self.stack(f"{name}_{side}").detach().transpose(0, 1) for side in ("down", "up"))
@@ -120,13 +120,24 @@ class LoRAExperts(StackedBank):
         if weights.shape[2] > 1:
             raise ValueError(f"{self.site.path}: fused experts take weights without heads; choose another router")
         rows = 1 if call is None else call.num_rows
-        spread = self.spread(weights, self.tensors[0])[:, :, 0] * self._scale(weights)
+        spread = self.spread(weights, self.tensors[0])[:, :, 0] * self._scales.to(weights)
         return spread.expand(rows, tokens // rows, -1).reshape(tokens, -1)
 
-    def _scale(self, like: Tensor) -> Tensor:
-        """Return the scale of every rank, (R,)."""
+    def _index(self) -> None:
+        """Rebuild the maps from stacked ranks to experts, and the scale of every rank."""
+        super()._index()
+        self._scales = self._find_scales()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRAExperts":
+        """Move everything; scales follow the device but are never rounded to a coarser type."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._scales = self._find_scales()
+        return self
+
+    def _find_scales(self) -> Tensor:
         sizes = [(spec_of(a).scale, self._sizes[a.name][self.tensors[0]]) for a in self._in_order()]
-        return like.new_tensor([scale for scale, size in sizes for _ in range(size)])
+        values = [scale for scale, size in sizes for _ in range(size)]
+        return torch.tensor(values, dtype=torch.float64, device=self.owner(self.tensors[0]).device)
 
     def _run(self, module: Any, expert: int, own: dict[str, Tensor], x: Tensor, weights: Tensor) -> Tensor:
         """Run one of the block's experts, adapted with its own factors, on its tokens."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moadapt.adapters.lora_bank import LoRABank, LowRank, refuse_blending
-from moadapt.adapters.stacked import all_weights
+from moadapt.adapters.stacked import PARTS, all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing
 
@@ -29,10 +29,20 @@ class LoRALookup(LoRABank):
         if not self.names:
             return y
         refuse_blending(self.site, routing)
-        return y + self.change(x, y, all_weights(routing, y), call) * float(getattr(self._module[0], "embed_scale", 1))
+        delta = self.change(x, y, all_weights(routing, y), call)
+        factor = getattr(self._module[0], "embed_scale", 1)
+        return y + delta * (factor.to(delta.dtype) if isinstance(factor, Tensor) else factor)
 
-    def shrink(self, x: Tensor, down: Tensor) -> Tensor:
-        """Look the tokens up, (B, T, R)."""
+    def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
+        """Return the delta; only what is looked up of the table is cast, never the table."""
+        spread = self.spread(weights, "rank") * self._ranks.scale(weights.dtype)
+        found = [
+            self._look_up(x, part) for part in (getattr(self, f"{name}_down") for name in PARTS) if part is not None
+        ]
+        return self.weigh_up(torch.cat(found, dim=-1).to(y.dtype), spread, self.stack("up").to(y.dtype))
+
+    def _look_up(self, x: Tensor, down: Tensor) -> Tensor:
+        """Return the columns of the tokens (B, T) in a part of the stack (R, V), (B, T, R)."""
         module = self._module[0]
         assert isinstance(module, nn.Embedding), "an embedding site"
         return functional.embedding(x, down.T, module.padding_idx)

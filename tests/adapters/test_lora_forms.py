@@ -85,6 +85,23 @@ def test_a_bank_adds_what_its_adapters_add(form: str, name: str) -> None:
         torch.testing.assert_close(getattr(bank, f"expert_{side}").grad, torch.cat(experts), rtol=1e-10, atol=1e-10)
 
 
+def test_what_is_looked_up_is_cast_and_not_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, module, ids = bank_at("embedding")
+    expected = bank(ids, module(ids), Routing.constant(torch.ones(3))).detach()
+    y = module(ids).bfloat16()
+    stacked = type(bank).stack
+
+    def stack(self: Any, tensor: str) -> Tensor:
+        assert tensor == "up", "the table is neither joined nor cast"
+        return stacked(self, tensor)
+
+    monkeypatch.setattr(type(bank), "stack", stack)
+    module.embed_scale = torch.tensor(2.0)
+    found = bank.add_to(torch.zeros_like(y), ids, Routing.constant(torch.ones(3)))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), 2 * expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
 def test_tokens_of_an_embedding_have_weights_of_their_own() -> None:
     bank, module, ids = bank_at("embedding")
     routing = routing_value("token_dense", rows=ROWS, tokens=TOKENS, dtype=torch.float64)
