@@ -3,6 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from moadapt.sites import Anatomy, Site
@@ -24,11 +25,24 @@ def ambiguity(name: str, found: Sequence[Site]) -> str:
     return f"module {name!r} is found in {told}; write towers={choices}, ({both}) for all of them, or whole paths"
 
 
-def misplacement(modules: Sequence[str] | None, parts: Anatomy, family: Any) -> str:
+def told(spec: Any) -> str:
+    """Return a spec as it would be written, without what is by default.
+
+    Args:
+        spec: A dataclass.
+    """
+    defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(spec)}
+    given = {name: value for name, default in defaults.items() if (value := getattr(spec, name)) != default}
+    values = {name: told(value) if is_dataclass(value) else repr(value) for name, value in given.items()}
+    return f"{type(spec).__name__}({', '.join(f'{name}={value}' for name, value in values.items())})"
+
+
+def misplacement(modules: Sequence[str] | None, kinds: Sequence[str] | None, parts: Anatomy, family: Any) -> str:
     """Return why a placement may have found nothing, and what there is.
 
     Args:
         modules: Names or paths that were asked for; None where kinds were.
+        kinds: Kinds of site that were asked for; None for those of the family.
         parts: Anatomy of the base.
         family: Spec of the adapter.
     """
@@ -37,6 +51,9 @@ def misplacement(modules: Sequence[str] | None, parts: Anatomy, family: Any) -> 
     near = [n for wanted in modules or () for n in difflib.get_close_matches(wanted.rsplit(".", 1)[-1], names, n=3)]
     towers = ", ".join(f"{t.name} ({len(t.blocks)} blocks)" for t in parts.towers)
     hints = [hint for name in modules or () if (hint := _hint(name, parts, possible, family))]
+    hints += [hint for kind in kinds or () if not modules and (hint := _hint_of_kind(kind, parts, possible, family))]
+    if kinds == ():
+        hints.append("kinds is empty")
     if not possible:
         hints.append(_formless(parts, family))
     if not modules and (unread := parts.of_form(*family.forms, unread=True)[len(possible) :]):
@@ -61,6 +78,16 @@ def _hint(name: str, parts: Anatomy, possible: Iterable[Site], family: Any) -> s
         return f"{name!r} is a container; name what it holds: {', '.join(leaves)}"
     if forms:
         return f"{name!r} has the form {' and '.join(forms)}, but {_needs(family)}"
+    return None
+
+
+def _hint_of_kind(kind: str, parts: Anatomy, possible: Iterable[Site], family: Any) -> str | None:
+    """Say why a kind of site was not chosen, if that can be told."""
+    forms = sorted({site.form for site in (*parts.sites, *parts.unread) if site.kind == kind})
+    if not forms:
+        return f"this base has no sites of kind {kind!r}"
+    if not any(site.kind == kind for site in possible):
+        return f"sites of kind {kind!r} have the form {' and '.join(forms)}, but {_needs(family)}"
     return None
 
 

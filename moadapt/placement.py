@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from moadapt.misplaced import ambiguity, misplacement
+from moadapt.misplaced import ambiguity, misplacement, told
 from moadapt.sites import KINDS, Anatomy, Site
 from moadapt.towers import TOWERS
 
@@ -43,7 +43,8 @@ class Placement:
             where adapters get no gradient.
 
     Raises:
-        ValueError: A tower or kind is unknown, the depth is no interval within 0 and 1, or `every` is below 1.
+        ValueError: A tower or kind is unknown, something is empty or text in the place of a list, the depth is no
+            interval within 0 and 1, or `every` is below 1.
     """
 
     towers: tuple[str, ...] | None = None
@@ -55,6 +56,12 @@ class Placement:
 
     def __post_init__(self) -> None:
         """Check names and intervals."""
+        for name in ("towers", "kinds", "modules"):
+            if isinstance(given := getattr(self, name), str):
+                raise ValueError(f"placement got {name}={given!r}; give a list, such as [{given}]")
+        for name in ("towers", "modules", "depth"):
+            if (given := getattr(self, name)) is not None and not len(given):
+                raise ValueError(f"placement got {name} empty; name what is wanted, or leave {name} out")
         by_tower = self.depth if isinstance(self.depth, Mapping) else {}
         for given, known in (
             (self.towers or (), TOWERS),
@@ -103,12 +110,17 @@ class Placement:
             self._refuse_ambiguous(named)
         chosen = self._at_depth(parts, named)
         if not chosen:
-            raise ValueError(f"{self} matches no site of this base; {misplacement(self.modules, parts, family)}")
+            why = misplacement(self.modules, self.kinds, parts, family)
+            depth = f"no block begins at depth {self.depth}; " if named else ""
+            raise ValueError(f"{told(self)} matches no site of this base; {depth}{why}")
         able = tuple(site for site in chosen if family.lacks(site) is None)
         if not able:
-            why = {family.lacks(site): site.path for site in reversed(chosen)}
-            told = "; ".join(f"{path}: {reason}" for reason, path in reversed(why.items()))
-            raise ValueError(f"{family} can sit at none of the {len(chosen)} sites that {self} matches, such as {told}")
+            reasons = {family.lacks(site): site.path for site in reversed(chosen)}
+            examples = "; ".join(f"{path}: {reason}" for reason, path in reversed(reasons.items()))
+            raise ValueError(
+                f"{told(family)} can sit at none of the {len(chosen)} sites that {told(self)} matches, "
+                f"such as {examples}"
+            )
         return able
 
     def _towers(self, parts: Anatomy) -> tuple[str, ...] | None:
@@ -131,7 +143,7 @@ class Placement:
         for name in self.modules or ():
             found = [site for site in named if site.path.endswith("." + name)]
             if len({site.tower for site in found}) > 1 and all(site.path != name for site in named):
-                raise ValueError(f"{self}: {ambiguity(name, found)}")
+                raise ValueError(f"{told(self)}: {ambiguity(name, found)}")
 
     def _at_depth(self, parts: Anatomy, named: list[Site]) -> tuple[Site, ...]:
         layers = {tower: self.layers(parts, tower) for tower in {site.tower for site in named}}

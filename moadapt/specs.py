@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from moadapt.field_types import check_fields
 from moadapt.placement import Placement
 from moadapt.registry import Registry
 
@@ -32,7 +33,7 @@ def from_json(stored: Mapping[str, Any], registry: Registry) -> Any:
     given = dict(stored)
     name = given.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError(f"a {registry.kind} needs a name, got {dict(stored)}; write {{name: ..., field: value}}")
+        raise ValueError(f"{dict(stored)} lacks the name of its {registry.kind}; write {{name: ..., field: value}}")
     part = registry.known(name)
     if not is_dataclass(part):
         raise ValueError(f"{name!r} is no {registry.kind}, whose specs are dataclasses; there are {registry.names()}")
@@ -43,7 +44,8 @@ def bind(part: type[Any], given: Mapping[str, Any]) -> Any:
     """Call a spec's class with fields read from a file.
 
     Raises:
-        ValueError: Fields are unknown or missing; all are listed with the accepted ones.
+        ValueError: Fields are unknown or missing; all are listed with the accepted ones. Or a value has another type
+            than its field.
     """
     known = {field.name: field for field in fields(part) if field.init}
     unknown = sorted(set(given) - set(known))
@@ -54,7 +56,9 @@ def bind(part: type[Any], given: Mapping[str, Any]) -> Any:
             missing
         )
         raise ValueError(f"{part.__name__} got wrong fields ({'; '.join(problems)}); it accepts {', '.join(known)}")
-    return part(**{name: _value(name, value) for name, value in given.items()})
+    values = {name: _value(name, value) for name, value in given.items()}
+    check_fields(part, values)
+    return part(**values)
 
 
 def _value(name: str, value: Any) -> Any:

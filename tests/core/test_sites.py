@@ -237,7 +237,15 @@ def test_modules_are_looked_for_in_the_chosen_towers() -> None:
         (Placement(modules=("qproj",)), "near names: q_proj"),
         (Placement(modules=("proj",)), r"towers: connector \(0 blocks\), vision \(3 blocks\), language \(2 blocks\)"),
         (Placement(modules=("_proj",)), "matches no site of this base"),
-        (Placement(modules=()), "near names: none"),
+        (Placement(kinds=()), "kinds is empty; "),
+        (
+            Placement(kinds=("norm",)),
+            "sites of kind 'norm' have the form norm, but LoRA sits at sites of the form linear",
+        ),
+        (
+            Placement(depth=(0.6, 0.65)),
+            r"Placement\(depth=\(0\.6, 0\.65\)\) matches no .*; no block begins at depth",
+        ),
         (Placement(kinds=()), "modules: down_proj, embed_tokens, fc1, fc2, gate_proj, k_proj, linear_1, linear_2"),
         (Placement(depth=(0.6, 0.9)), "matches no site of this base"),
         (Placement(towers=("vision",), depth=(0.6, 1)), "matches no site of this base"),  # never read

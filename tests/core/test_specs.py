@@ -91,7 +91,7 @@ def test_a_class_without_a_short_name_is_stored_by_its_path() -> None:
 
 @pytest.mark.parametrize("stored", [{}, {"k": 2}, {"name": None}, {"name": 3}], ids=str)
 def test_a_spec_without_a_name_is_refused(stored: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"a router needs a name, got .*; write \{name: \.\.\., field: value\}"):
+    with pytest.raises(ValueError, match=r"lacks the name of its router; write \{name: \.\.\., field: value\}"):
         from_json(stored, ROUTERS)
 
 
