@@ -17,16 +17,18 @@ _PRESETS: dict[str, tuple[int, Placement]] = {
 PRESETS = tuple(_PRESETS)
 
 
-def preset(task: str) -> LoRA:
+def preset(task: str, rank: int | None = None) -> LoRA:
     """Return the adapter that the recipe gives a task.
 
     Args:
         task: One of `PRESETS`.
+        rank: In the place of the recipe's; alpha stays twice the rank.
 
     Raises:
         ValueError: There is no preset of that name; the names are listed.
     """
     if task not in _PRESETS:
         raise ValueError(f"no preset is called {task!r}; there are {', '.join(PRESETS)}")
-    rank, placement = _PRESETS[task]
-    return LoRA(rank=rank, alpha=2.0 * rank, placement=placement)
+    own, placement = _PRESETS[task]
+    chosen = own if rank is None else rank
+    return LoRA(rank=chosen, alpha=2.0 * chosen, placement=placement)

@@ -27,7 +27,7 @@ def inspect(
     base: str,
     placement: str | None = None,
     preset: str | None = None,
-    family: str = "lora",
+    family: str | None = None,
     rank: int | None = None,
     json: bool = False,
 ) -> None:
@@ -37,15 +37,22 @@ def inspect(
         base: A registered short name, a folder or a hub name.
         placement: Where the adapter sits: a name such as top, or fields such as '{towers: [vision], depth: [0.5, 1]}'.
         preset: Family, rank and placement of a task's recipe: vqa, captioning or grounding.
-        family: Short name of the adapter's family, or its fields, as in '{name: bottleneck, width: 32}'.
-        rank: Of a family that has one.
+        family: Short name of the adapter's family, by default lora, or its fields:
+            '{name: bottleneck, width: 32}'.
+        rank: Of a family that has one; with a preset, alpha stays twice the rank.
         json: Print everything as JSON.
 
     Raises:
-        ValueError: Something is unknown, or the adapter can sit nowhere on this base.
+        ValueError: Something is unknown or said twice, or the adapter can sit nowhere on this base.
     """
-    spec = _family(family) if preset is None else find_preset(preset)
-    if rank is not None:
+    if preset is not None and family is not None:
+        raise ValueError(f"--preset {preset} and --family {family} both name the adapter's family; give one of them")
+    fields_given = {} if family is None or isinstance(parsed := _parsed(family), str) else parsed
+    for option, value in (("rank", rank), ("placement", placement)):
+        if value is not None and option in fields_given:
+            raise ValueError(f"--{option} {value} and --family {family} both give {option}; give one of them")
+    spec = _family("lora" if family is None else family) if preset is None else find_preset(preset, rank)
+    if rank is not None and preset is None:
         if "rank" not in {field.name for field in fields(spec)}:
             known = ", ".join(field.name for field in fields(spec))
             raise ValueError(f"{type(spec).__name__} has no rank; give --family '{{name: {family}, ...}}' with {known}")
@@ -69,10 +76,14 @@ def _family(given: str) -> FamilySpec:
 
 def _parsed(given: str) -> Any:
     """Read an option that is a bare name or a mapping."""
+    refusal = f"{given!r} is neither a name nor a mapping such as '{{name: lora, rank: 8}}'"
     try:
-        return yaml.safe_load(given)
+        found = yaml.safe_load(given)
     except yaml.YAMLError as error:
-        raise ValueError(f"{given!r} is neither a name nor a mapping such as '{{name: lora, rank: 8}}'") from error
+        raise ValueError(refusal) from error
+    if not found or not isinstance(found, str | dict):
+        raise ValueError(refusal)
+    return found
 
 
 def _title(name: str, found: Inspection) -> str:

@@ -51,6 +51,8 @@ def test_json_follows_placement_family_and_rank(folder: str, capsys: pytest.Capt
     assert (other["adapter"]["width"], other["memory"]["merged"]) == (3, None)
     recipe = told(capsys, folder, "--preset", "vqa")
     assert (recipe["adapter"]["rank"], recipe["adapter"]["placement"]["every"]) == (24, 2)
+    narrow = told(capsys, folder, "--preset", "vqa", "--rank", "3")
+    assert (narrow["adapter"]["rank"], narrow["adapter"]["alpha"]) == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,35 @@ def test_json_follows_placement_family_and_rank(folder: str, capsys: pytest.Capt
         (["--preset", "ocr"], "no preset is called 'ocr'; there are vqa, captioning, grounding"),
         (["--family", "loras"], "no adapter family is called 'loras'; did you mean lora"),
         (["--family", "bottleneck", "--rank", "3"], "Bottleneck has no rank; give --family '{name: bottleneck, ...}'"),
+        (["--preset", "vqa", "--family", "bottleneck"], "--preset vqa and --family bottleneck both name the adapter's"),
+        (
+            ["--family", "{name: lora, placement: top}", "--placement", "vision"],
+            "both give placement; give one of them",
+        ),
+        (["--family", "{name: lora, rank: 4}", "--rank", "8"], "both give rank; give one of them"),
+        (["--placement", "{unread: maybe}"], "Placement got unread='maybe'; give true or false"),
+        (
+            ["--placement", "{towers: [vision], depth: 0.5}"],
+            "Placement got depth=0.5; give a list of 2: a number, a number",
+        ),
+        (["--placement", "{depth: [a, b]}"], "Placement got depth=('a', 'b'); give a list of 2"),
+        (["--placement", "{depth: null}"], "Placement got depth=None; give a list of 2"),
+        (["--placement", "{every: two}"], "Placement got every='two'; give a whole number"),
+        (["--placement", "{every: 1.5}"], "Placement got every=1.5; give a whole number"),
+        (["--placement", ""], "'' is neither a name nor a mapping"),
+        (["--placement", "3"], "'3' is neither a name nor a mapping"),
+        (["--family", ""], "'' is neither a name nor a mapping"),
+        (["--family", "3"], "'3' is neither a name nor a mapping"),
+        (["--family", "{rank: 3}"], "{'rank': 3} lacks the name of its adapter family"),
+        (["--family", "{name: lora, rank: x}"], "LoRA got rank='x'; give a whole number"),
+        (["--family", "{name: lora, rank: 8.5}"], "LoRA got rank=8.5; give a whole number"),
+        (["--placement", "{towers: vision}"], "Placement got towers='vision'; give a list, each text"),
+        (["--placement", "{modules: q_proj}"], "Placement got modules='q_proj'; give a list, each text"),
+        (["--placement", "{towers: []}"], "placement got towers empty; name what is wanted, or leave towers out"),
+        (["--placement", "{modules: []}"], "placement got modules empty"),
+        (["--placement", "{depth: {}}"], "placement got depth empty"),
+        (["--placement", "{kinds: []}"], "Placement(kinds=()) matches no site of this base; kinds is empty"),
+        (["--placement", "{depth: [0.1, 0.2]}"], "matches no site of this base; no block begins at depth (0.1, 0.2)"),
         (["--family", "{name"], "'{name' is neither a name nor a mapping"),
     ],
     ids=str,
