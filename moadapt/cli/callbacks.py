@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
 
+from moadapt.ranks.allocator import ranks_of
+from moadapt.reporting.ranks import save_rank_picture
 from moadapt.training import MixtureModule
 from moadapt.training.run_bar import RunBar
 
@@ -31,7 +33,7 @@ class ShowScores(Callback):
 
 
 class SaveMixture(Callback):
-    """Saves the trained mixture when training ends.
+    """Saves the trained mixture when training ends, with a picture beside it where ranks differ: `ranks.png`.
 
     Args:
         folder: Made or replaced as a whole.
@@ -43,8 +45,11 @@ class SaveMixture(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save it, on the first process."""
         if trainer.is_global_zero and isinstance(pl_module, MixtureModule):
-            pl_module.finish().save(self.folder)
+            mixture = pl_module.finish()
+            mixture.save(self.folder)
             Console().print(f"The mixture is in {self.folder}", highlight=False)
+            if any(len(set(own.values())) > 1 for own in ranks_of(mixture.spec, mixture.anatomy).values()):
+                save_rank_picture(mixture.spec, mixture.anatomy, self.folder.with_name("ranks.png"))
 
 
 class WritePredictions(BasePredictionWriter):

@@ -29,6 +29,7 @@ def test_fit_with_ranks_leaves_a_trimmed_mixture_and_tests_its_checkpoint(
     assert moadapt("test") == 0
     mixture = library.load(tmp_path / "run" / "mixture", load_base(base)[0])
     assert sum(len(bank.state(name)["up"]) for _, bank in mixture.banks() for name in bank.names) == 30
+    assert (tmp_path / "run" / "ranks.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("steps", [None, [[0.5, 1], [1, 3]]], ids=["published", "own"])
@@ -49,6 +50,7 @@ def test_fit_leaves_checkpoint_mixture_settings_and_logs(moadapt: Moadapt, tmp_p
     given = ["--model.experts.small.rank", "3", "--model.placement", "language"]
     assert moadapt("fit", *given, "--model.experts.small.placement", own) == 0
     run = tmp_path / "run"
+    assert not (run / "ranks.png").exists()  # each adapter has one rank everywhere
     stored = torch.load(run / "last.ckpt", weights_only=True)
     assert stored["global_step"] == 3
     assert load_file(run / "mixture" / "adapters.safetensors").keys() == stored["state_dict"].keys()
