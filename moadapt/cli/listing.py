@@ -52,5 +52,7 @@ def _settings(part: type[Any]) -> str:
 
 
 def _setting(field: "dataclasses.Field[Any]") -> str:
-    has_default = field.default is not dataclasses.MISSING
-    return f"{field.name}={field.default}" if has_default and field.default is not None else field.name
+    if field.default is dataclasses.MISSING:
+        return field.name if field.default_factory is dataclasses.MISSING else f"{field.name}={field.default_factory()}"
+    value = "null" if field.default is None else field.default
+    return f"{field.name}={value:.3g}" if isinstance(value, float) else f"{field.name}={value}"

@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import signal
 from pathlib import Path
 
@@ -47,6 +48,24 @@ def test_list_shows_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     told = capsys.readouterr().out
     assert all(kind in told for kind in ("routers", "families", "tasks", "merges", "bases", "datasets"))
+
+
+def test_list_writes_defaults_short_and_tells_none_from_needed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["list", "ranks"]) == 0
+    told = capsys.readouterr().out
+    assert "budget=0.667, unit=ranks" in told
+    assert "parameters=null" in told
+
+
+def test_the_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["moadapt", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("moadapt.cli", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_pretrain_hands_folders_and_numbers_to_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
