@@ -6,6 +6,7 @@ Each function stands in a file of its own and is imported when it is called, so 
 import importlib
 import inspect
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -102,6 +103,8 @@ def _call(command: str, arguments: list[str]) -> Any:
     """Let jsonargparse make the options of a function, and call it."""
     from jsonargparse import auto_cli
 
+    from moadapt.cli.parser_messages import tidied
+
     module, function, _ = COMMANDS[command]
     try:
         part = getattr(importlib.import_module(module), function)
@@ -112,7 +115,10 @@ def _call(command: str, arguments: list[str]) -> Any:
     first = next(iter(inspect.signature(part).parameters.values()), None)
     if arguments and not arguments[0].startswith("-") and first is not None and first.default is not first.empty:
         arguments = [f"--{first.name}", *arguments]  # only needed parameters stand without their name
-    return auto_cli(part, args=_with_flags(part, arguments), prog=f"moadapt {command}")
+    try:
+        return auto_cli(part, args=_with_flags(part, arguments), prog=f"moadapt {command}", exit_on_error=False)
+    except ArgumentError as error:
+        raise ValueError(tidied(str(error))) from error
 
 
 def _with_flags(part: Any, arguments: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from moadapt.placement import Placement
@@ -55,8 +56,9 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: Such as `--model.router top_k` or `--model.experts.vqa=lora`.
 
     Raises:
-        ValueError: A name is unknown; the near ones are listed.
+        ValueError: A name, or a setting of a part that is named here, is unknown; the accepted ones are listed.
     """
+    _check_options(arguments)
     resolved: list[str] = []
     spell: Callable[[str], str] | None = None
     for argument in arguments:
@@ -109,6 +111,26 @@ def _path(name: str, registry: Registry) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
+def _check_options(arguments: Sequence[str]) -> None:
+    """Refuse `--model.router.kk` where `--model.router top_k` takes no `kk`."""
+    joined = [f"{a}={b}" for a, b in pairwise([*arguments, "--"]) if a.startswith("--") and "=" not in a]
+    pairs = [each.partition("=")[::2] for each in [*joined, *(a for a in arguments if a.startswith("--") and "=" in a)]]
+    named = {option.removesuffix(".class_path"): value for option, value in pairs}
+    for option, _ in pairs:
+        part, _, key = option.removesuffix(".class_path").rpartition(".")
+        part = part.removesuffix(".init_args")
+        registry = _registry_of(part.removeprefix("--").split("."))
+        name = named.get(part, "")
+        if (
+            registry is not None
+            and key != "init_args"
+            and name
+            and not name.startswith(("{", "[", "-"))
+            and name != "null"
+        ):
+            check_keys(f"{part.removeprefix('--')} ({name})", [key], registry.get(name))
+
+
 def _in_text(value: str, spell: Callable[[str], str]) -> str:
     """Spell a bare name out; null, inline mappings and lists are left to the parser."""
     return value if value in ("", "null") or value.startswith(("{", "[", "-")) else spell(value)
@@ -121,6 +143,11 @@ def _speller_of(option: str) -> Callable[[str], str] | None:
         return partial(_in_text, spell=lambda name: json.dumps(fields_of(Placement.named(name))))
     if keys[-1] == "class_path":
         keys = keys[:-1]
-    inside = _MAPS.get(keys[-2]) if len(keys) > 1 else None
-    registry = inside or _PARTS.get(keys[-1]) or _LISTS.get(keys[-1].removesuffix("+"))
+    registry = _registry_of(keys)
     return None if registry is None else partial(_in_text, spell=partial(_path, registry=registry))
+
+
+def _registry_of(keys: Sequence[str]) -> Registry | None:
+    """Return where the part at a key is registered; None where there is no part."""
+    inside = _MAPS.get(keys[-2]) if len(keys) > 1 else None
+    return inside or _PARTS.get(keys[-1]) or _LISTS.get(keys[-1].removesuffix("+"))

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from moadapt.cli.callbacks import SaveMixture, ShowScores, WritePredictions, progress_bars
+from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
@@ -26,17 +27,6 @@ from moadapt.training.overlap_log import LogOverlaps
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _MODE = "short_names"
-# Lines of the parser's messages that name types of Python or repeat whole sections.
-_NOISE = (
-    "Does not validate against",
-    "Subtypes:",
-    "Errors:",
-    "- Expected a <class 'NoneType'>",
-    "Given value type:",
-    "Given value: {",
-    "Given value: [",
-    "Given value: Namespace",
-)
 _LINKED = {"model": ("seed",), "data": ("base", "seed")}
 
 
@@ -79,7 +69,7 @@ class Interface(LightningCLI):
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:
-            raise ValueError(_tidied(str(error), _config_files(self._given))) from error
+            raise ValueError(tidied(str(error), _config_files(self._given))) from error
 
     def instantiate_classes(self) -> None:
         """Make trainer, model and data.
@@ -215,16 +205,7 @@ def _refusals_told() -> Iterator[None]:
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except ValueError as error:
-        raise ValueError(_tidied(str(error))) from error
-
-
-def _tidied(message: str, files: Sequence[str] = ()) -> str:
-    """Return a message of the parser with its files named, and without what only a programmer reads."""
-    message = message.strip().replace('"<unicode string>"', " or ".join(files) or "the command line")
-    lines = [line for line in message.splitlines() if not line.strip().startswith(_NOISE)]
-    if len(lines) == 1:
-        return lines[0].strip().removeprefix("- ")
-    return "\n".join(lines)
+        raise ValueError(tidied(str(error))) from error
 
 
 def _config_files(arguments: Sequence[str]) -> list[str]:

@@ -93,6 +93,7 @@ def test_json_follows_placement_family_and_rank(folder: str, capsys: pytest.Capt
         (["--placement", "{depth: {}}"], "placement got depth empty"),
         (["--placement", "{kinds: []}"], "Placement(kinds=()) matches no site of this base; kinds is empty"),
         (["--placement", "{depth: [0.1, 0.2]}"], "matches no site of this base; no block begins at depth (0.1, 0.2)"),
+        (["--rank", "x"], "inspect: Parser key \"rank\":\n    - Expected a <class 'int'>\n  Given value: x\n"),
         (["--family", "{name"], "'{name' is neither a name nor a mapping"),
     ],
     ids=str,

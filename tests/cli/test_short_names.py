@@ -101,3 +101,16 @@ def test_keys_are_checked_against_a_class_and_some_may_be_closed() -> None:
     check_keys("model", ["rank", "placement.depth"], LoRA)
     with pytest.raises(ValueError, match=r"model has no setting 'rank'; did you mean ranks\?"):
         check_keys("model", ["rank"], LoRA, without=["rank"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--model.ranks", "importance", "--model.ranks.budgt", "0.5"],
+        ["--model.ranks=importance", "--model.ranks.init_args.budgt=0.5"],
+    ],
+)
+def test_a_dotted_setting_that_its_part_lacks_is_refused(given: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"model.ranks \(importance\) has no setting 'budgt'; did you mean budget\?"):
+        resolve_arguments(given)
+    assert len(resolve_arguments(["--model.ranks", "importance", "--model.ranks.budget", "0.5"])) == 4
