@@ -30,6 +30,7 @@ TRAINING = {
     "validate": "score it on the validation split",
     "test": "score it on the test split",
     "predict": "write its answers to the test split",
+    "search": "find the sites where its LoRAs are needed",
 }
 
 
@@ -87,7 +88,11 @@ def _run(command: str, arguments: list[str]) -> int:
 
     quiet()
     try:
-        if command in TRAINING:
+        if command == "search":
+            from moadapt.cli.search import Search
+
+            Search(["fit", *arguments])
+        elif command in TRAINING:
             from moadapt.cli.trainer import Interface
 
             Interface([command, *arguments])

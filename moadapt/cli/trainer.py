@@ -145,7 +145,7 @@ class Interface(LightningCLI):
         """Refuse to go on with a run that was started with another model, data or seed."""
         stored = last.with_name(_SaveConfig.file)
         before = yaml.safe_load(stored.read_text()) if stored.is_file() else {}
-        now = yaml.safe_load(_written(self._parser("fit"), self.config["fit"]))
+        now = yaml.safe_load(written(self._parser("fit"), self.config["fit"]))
         changed = [
             f"{key} was {old!r} and is {new!r}"
             for section in ("seed_everything", "model", "data")
@@ -171,7 +171,7 @@ class _SaveConfig(SaveConfigCallback):
         file = Path(trainer.default_root_dir) / self.file
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f".{file.name}")
-        fresh.write_text(_written(self.parser, self.config))
+        fresh.write_text(written(self.parser, self.config))
         fresh.replace(file)
 
 
@@ -231,7 +231,7 @@ def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
     return path
 
 
-def _written(parser: LightningArgumentParser, config: Namespace) -> str:
+def written(parser: LightningArgumentParser, config: Namespace) -> str:
     """Return a configuration as YAML that another process can read, what was linked included."""
     return name_files(parser.dump(config, skip_link_targets=False, format="yaml"))
 

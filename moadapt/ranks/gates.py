@@ -12,7 +12,7 @@ on. Draws follow the step alone, so that processes agree and a resumed run goes 
 Adam.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,13 +84,15 @@ class Gated:
         site: Where.
         bank: The bank there.
         adapter: Its name.
+        down: The stack that its `down` is part of.
         up: The stack that its `up` is part of.
-        rows: Which rows of it.
+        rows: Which rows of both.
     """
 
     site: Site
     bank: LoRABank
     adapter: str
+    down: torch.nn.Parameter
     up: torch.nn.Parameter
     rows: slice
 
@@ -121,7 +123,7 @@ class GateDriver(RankDriver):
 
     def __init__(self, banks: Iterable[tuple[Site, Bank]], settings: Gates, steps: int) -> None:
         self.settings, self.step, self.last = settings, 0, max(1, round(settings.until * steps))
-        self.gated = [each for site, bank in lora_banks(banks) for each in _gated(site, bank)]
+        self.gated = [each for site, bank in lora_banks(banks) for each in gated_at(site, bank)]
         if not self.gated:
             raise ValueError("gates need LoRAs that train and start at zero; this mixture has none")
         self.costs = torch.tensor([each.cost for each in self.gated])
@@ -222,12 +224,18 @@ def budget_of(given: float, costs: Tensor) -> int:
     return budget
 
 
-def _gated(site: Site, bank: LoRABank) -> Iterable[Gated]:
+def gated_at(site: Site, bank: LoRABank) -> Iterator[Gated]:
+    """Iterate over the adapters of a bank that train, in the order of their rows.
+
+    Args:
+        site: Where.
+        bank: One of those that `lora_banks` gives.
+    """
     names = [name for name in bank.names if name not in bank.frozen]
     for part in ("shared", "expert"):
-        up, start = getattr(bank, f"{part}_up"), 0
+        down, up, start = getattr(bank, f"{part}_down"), getattr(bank, f"{part}_up"), 0
         while up is not None and start < len(up):
             name = names.pop(0)
             rows = slice(start, start + len(bank.state(name)["up"]))
-            yield Gated(site, bank, name, up, rows)
+            yield Gated(site, bank, name, down, up, rows)
             start = rows.stop

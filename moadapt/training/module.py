@@ -86,12 +86,16 @@ class TaskModule(lightning.LightningModule, ABC):
             self._transformer = base
             self.model = self.build(base).train()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of this process's share of the step."""
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of every row's answer and its count of tokens, (B,), with the noise of the step."""
         with keyed_noise(self.device, self.seed, batch.step, self.global_rank):
             keeps = "logits_to_keep" in inspect.signature(self.transformer.forward).parameters
             logits = answer_logits(self.model, batch.cast(self.transformer.dtype), keeps, **self.options(batch))
-            losses, counts = row_losses(logits, batch)
+            return row_losses(logits, batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of this process's share of the step."""
+        losses, counts = self.losses(batch)
         names = list(self.data.tasks)
         index = torch.tensor([names.index(name) for name in batch.task_names], device=self.device)
         sums = losses.new_zeros(2, len(names))
