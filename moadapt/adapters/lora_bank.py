@@ -286,13 +286,13 @@ class LoRABank(StackedBank):
     def _tiles(self, routing: Routing) -> bool:
         """Tell whether sorting tokens by the experts they chose is cheaper than using the whole stack.
 
-        The stacked form costs as much as so many more columns of the layer; sorting, about a quarter of its width.
+        The stacked form costs as much as so many more columns of the layer; sorting, about an eighth of its width.
         """
         if routing.indices is None or not (routing.per_token and routing.per_row) or torch.compiler.is_compiling():
             return False
         experts = len(self.owner("rank")) - self._shared_ranks
         taken = routing.indices.shape[-1] * self.slots.shape[1]
-        return 4 * experts > min(self.site.in_features, self.site.out_features) and 2 * taken <= experts
+        return 8 * experts > min(self.site.in_features, self.site.out_features) and 2 * taken <= experts
 
     def _add_tiled(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor, routing: Routing) -> Tensor:
         """Add the shared adapter's ranks for all tokens, then those of the chosen experts tile by tile."""
