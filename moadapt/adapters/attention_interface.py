@@ -8,8 +8,9 @@ to what it gives. Nothing of the module is changed when the call is over, howeve
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -21,7 +22,8 @@ _QUERIES = ("num_heads", "n_heads", "num_attention_heads")
 _WIDTHS = ("head_dim", "key_value_proj_dim", "attention_head_size")
 
 
-class Heads(NamedTuple):
+@dataclass(frozen=True)
+class Heads:
     """Shapes of an attention module.
 
     Args:
