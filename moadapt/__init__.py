@@ -2,9 +2,11 @@
 
 from moadapt.attaching import attach, load
 from moadapt.initialising import initialise
-from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.mixture import Mixture
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
-from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
+from moadapt.router import Router, RouterSpec, RoutingContext
+from moadapt.routing import Routing
 from moadapt.sites import anatomy
 
 __all__ = [

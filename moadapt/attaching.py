@@ -7,9 +7,10 @@ from transformers import PreTrainedModel
 
 from moadapt.adapted import AdaptedModule
 from moadapt.adapters.family import FamilySpec
-from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.mixture import Mixture
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.storage import load as load_folder
 
 

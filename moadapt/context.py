@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from moadapt.call import Call, Request, check_filled, check_prompt, read_call
 from moadapt.places import Place
-from moadapt.routing import Router, RouterSpec, Routing, RoutingContext
+from moadapt.router import Router, RouterSpec, RoutingContext
+from moadapt.routing import Routing
 from moadapt.sites import Site
 from moadapt.tracing import Trace
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.sites import Anatomy, Site
 from moadapt.towers import Tower, block_width
 

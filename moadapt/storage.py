@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moadapt.adapters.initial import filled_later
-from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.mixture import Mixture
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES, ROUTERS
 from moadapt.specs import bind, fields_of, from_json, to_json

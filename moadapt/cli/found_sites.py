@@ -10,7 +10,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.mixture import Mixture
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.names import SHARED
 from moadapt.ranks.allocator import ranks_of, with_ranks
 from moadapt.ranks.gates import Gated

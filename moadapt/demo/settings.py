@@ -8,10 +8,10 @@ from peft import LoraConfig
 
 from moadapt.adapters import LoRA
 from moadapt.bases import load_base
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
 from moadapt.registry import DATASETS, ROUTERS
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.sites import anatomy
 from moadapt.specs import bind
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule

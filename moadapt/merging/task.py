@@ -10,7 +10,8 @@ from moadapt.merging.mean_routing import split_rows
 from moadapt.merging.plan import MergePlan
 from moadapt.mixture import Mixture
 from moadapt.registry import MERGES
-from moadapt.routing import Routing, RoutingContext
+from moadapt.router import RoutingContext
+from moadapt.routing import Routing
 
 
 @MERGES.register("task")

@@ -12,7 +12,7 @@ from torch import Tensor
 from moadapt.adapters.family import Bank, FamilySpec
 from moadapt.adapters.lora import LoRA
 from moadapt.adapters.lora_bank import LoRABank
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.sites import Anatomy, Site
 
 NOTHING_READ: Mapping[Site, Tensor] = MappingProxyType({})

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from moadapt.adapters.lora import LoRA
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, cost_of, ranks_of, with_ranks
 from moadapt.registry import RANKS
 from moadapt.sites import Anatomy, Site

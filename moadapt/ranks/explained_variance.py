@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, cost_of, highest, ranks_of, with_ranks
 from moadapt.registry import RANKS
 from moadapt.sites import Anatomy, Site

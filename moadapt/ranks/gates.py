@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moadapt.adapters.family import Bank
 from moadapt.adapters.lora_bank import LoRABank
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, RankDriver, cost_of, highest, lora_banks
 from moadapt.registry import RANKS
 from moadapt.sites import Anatomy, Site

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.ranks.allocator import ranks_of
 from moadapt.reporting.palette import ACCENT, GROUND, INK, MUTED
 from moadapt.sites import Anatomy, Site

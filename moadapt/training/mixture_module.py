@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from moadapt.adapters.family import FamilySpec
 from moadapt.initialising import start, waiting_sites
 from moadapt.input_means import input_means
-from moadapt.mixture import Mixture, MixtureSpec
+from moadapt.mixture import Mixture
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.objectives import Objective
 from moadapt.placement import Placement
 from moadapt.ranks import RankAllocator, RankDriver, trim_ranks
 from moadapt.ranks.allocator import ranks_of, stored_ranks, with_ranks
 from moadapt.registry import OBJECTIVES
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.sites import Site, anatomy
 from moadapt.storage import load_tensors, tensors
 from moadapt.training.batch import Batch

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from moadapt.registry import ROUTERS
-from moadapt.routing import Router, RouterSpec, Routing, RoutingContext, Scope
+from moadapt.router import Router, RouterSpec, RoutingContext, Scope
+from moadapt.routing import Routing
 
 
 @ROUTERS.register("by_task")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from moadapt.registry import ROUTERS
-from moadapt.routing import Router, RouterSpec, Routing, RoutingContext, Scope
+from moadapt.router import Router, RouterSpec, RoutingContext, Scope
+from moadapt.routing import Routing
 
 
 @ROUTERS.register("constant")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.routing import RoutingContext, Scope
+from moadapt.router import RoutingContext, Scope
 
 
 class LogitMap(nn.Module):

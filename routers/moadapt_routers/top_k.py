@@ -11,7 +11,8 @@ from typing import ClassVar
 from torch.nn import functional
 
 from moadapt.registry import ROUTERS
-from moadapt.routing import Router, RouterSpec, Routing, RoutingContext, Scope, mask_unavailable
+from moadapt.router import Router, RouterSpec, RoutingContext, Scope, mask_unavailable
+from moadapt.routing import Routing
 from moadapt_routers.logit_map import LogitMap
 
 

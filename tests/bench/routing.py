@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 import moadapt
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt_routers import ByTask, Softmax, TopK
 
 RANK, EXPERTS, VOCABULARY = 8, 8, 1024

@@ -11,7 +11,7 @@ from torch import Tensor
 from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingContext, attach
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES, ROUTERS
-from moadapt.routing import PER, Scope
+from moadapt.router import PER, Scope
 from tests.models import randomize, tiny_llava
 
 EXPERTS = ("ask", "tell", "find")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moadapt import Mixture, Placement, attach, load
 from moadapt.adapted import AdaptedModule
 from moadapt.adapters import LoRA
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt_routers import ByTask, Constant, Softmax, TopK
 from tests.conformance.canonical import EVERYWHERE, EXPERTS, LANGUAGE, TASKS, make, weights_by_place
 from tests.core.zoo import build

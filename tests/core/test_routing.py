@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moadapt import Router, RouterSpec, Routing, RoutingContext
-from moadapt.routing import Scope, mask_unavailable
+from moadapt.router import Scope, mask_unavailable
 from moadapt_routers import ByTask, Constant, Softmax, TopK
 from tests.conformance.canonical import ROUTING_NAMES, routing_value
 

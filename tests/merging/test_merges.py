@@ -14,7 +14,7 @@ from moadapt.adapters import LoRA
 from moadapt.merging import MergeRefusedError
 from moadapt.merging.calibration import moments
 from moadapt.mixture import Mixture
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt_routers import ByTask, Constant, Softmax, TopK
 from tests.core.zoo import build
 from tests.models import llava_batch, randomize, tiny_llava

@@ -4,7 +4,7 @@ import pytest
 
 from moadapt import Placement, anatomy, attach
 from moadapt.adapters import Bottleneck, LoRA
-from moadapt.mixture import MixtureSpec
+from moadapt.mixture_spec import MixtureSpec
 from moadapt.ranks import DepthSchedule
 from moadapt.ranks.allocator import cost_of, lora_banks, ranks_of
 from moadapt.sites import Anatomy, Site

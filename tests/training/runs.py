@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch import Callback
 
 from moadapt.adapters import LoRA
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
 from moadapt_routers import ByTask
 from tests.training import toy

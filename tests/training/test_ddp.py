@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters import LoRA
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, data
 from moadapt.training.order import Draw, MixedOrder
 from moadapt_routers import ByTask, TopK

@@ -10,7 +10,7 @@ from torch import Tensor
 from moadapt import load
 from moadapt.adapters import Bias, Bottleneck, CrossModal, LoRA, Prefix
 from moadapt.bases import load_base
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization
 from moadapt_routers import Softmax, TopK
 from tests.training import toy

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moadapt.adapters import CrossModal, LoRA
 from moadapt.placement import Placement
-from moadapt.routing import RouterSpec
+from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
 from moadapt.training.loss import answer_logits
 from moadapt.training.module import TaskModule
