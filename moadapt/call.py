@@ -52,6 +52,7 @@ class Call:
     Args:
         num_rows: B.
         prompt: Which tokens of this pass are prompt, (B, T); None while a cache is continued and in vision models.
+        real: Which tokens of this pass are no padding, (B, T); None in vision models.
         image: Which tokens stand for image patches, (B, T).
         inserted: Positions of the tokens of this pass that were inserted for adapters, (B, n).
         task_ids: Index of each row's task, (B,).
@@ -67,6 +68,7 @@ class Call:
 
     num_rows: int
     prompt: Tensor | None = None
+    real: Tensor | None = None
     image: Tensor | None = None
     inserted: Tensor | None = None
     task_ids: Tensor | None = None
@@ -118,8 +120,9 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
         return Call(rows, task_ids=request.row_tasks(rows))
     image = ids == image_token if ids is not None and image_token is not None else None
     call = Call(len(tokens), image=image, task_ids=request.row_tasks(len(tokens)), continues=continues)
+    call.real = _real(inputs.get("attention_mask"), tokens)
     if not continues:
-        call.prompt = _prompt(inputs, request, tokens)
+        call.prompt = _prompt(inputs, request, call.real)
         call.inserted = _inserted(request, tokens)
         if call.inserted is not None:  # no reader of the prompt may read them
             call.prompt = call.prompt.scatter(1, call.inserted, value=False)
@@ -200,9 +203,8 @@ def _inserted(request: Request, tokens: Tensor) -> Tensor | None:
     return places.to(tokens.device).repeat_interleave(len(tokens) // len(places), dim=0)
 
 
-def _prompt(inputs: Mapping[str, Any], request: Request, tokens: Tensor) -> Tensor:
-    labels, length = inputs.get("labels"), tokens.shape[1]
-    real = _real(inputs.get("attention_mask"), tokens)
+def _prompt(inputs: Mapping[str, Any], request: Request, real: Tensor) -> Tensor:
+    labels, length = inputs.get("labels"), real.shape[1]
     if request.prompt_shape is not None:  # without a cache, what was generated comes back as input
         real = real & (torch.arange(length, device=real.device) < request.prompt_shape[1])
     given = request.prompt_mask

@@ -19,7 +19,7 @@ from moadapt.places import Place
 from moadapt.router import Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
 from moadapt.sites import Site
-from moadapt.tracing import Trace
+from moadapt.tracing import Observation, Trace
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class CallContext:
         self.enabled = True
         self.override: Routing | None = None
         self.available: Tensor | None = None
+        self.progress: Tensor | None = None
         self.traces: list[Trace] = []
+        self.observers: list[list[Observation]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
@@ -147,11 +149,12 @@ class CallContext:
         call = self.call
         if call is None or call.recomputing or call.overridden:
             return
+        seen: dict[bool, RoutingContext] = {}
         for place, _ in self._routers.values():
-            if place.hook == block:
-                self._decide(call, place, _embeddings(call, place, hidden) if place.before_language else hidden)
-            elif place.fallback == block and place.name not in call.routings:  # no image in this call
-                self._decide(call, place, _no_patches(call, place.dim))
+            if place.hook == block or (place.fallback == block and place.name not in call.routings):
+                if place.summarises not in seen:
+                    seen[place.summarises] = self._see(call, place, hidden, reached=place.hook == block)
+                self._decide(call, place, seen[place.summarises])
 
     def route(self, call: Call, site: Site, x: Tensor) -> Routing | None:
         """Give an adapted module its routing.
@@ -168,7 +171,7 @@ class CallContext:
         if place is None:
             return None
         if place.hook is None and place.dim and not call.overridden:
-            routing = self._decide(call, place, x)
+            routing = self._decide(call, place, self._see(call, place, x))
         elif place.name in call.routings:
             routing = call.routings[place.name]
         else:
@@ -214,48 +217,59 @@ class CallContext:
             return
         for place, router in self._routers.values():
             if "hidden" not in router.needs and place.name not in call.routings:
-                self._decide(call, place, None)
-            elif place.before_language and ids is not None and call.prompt is not None:
+                self._decide(call, place, self._see(call, place, None))
+            elif place.before_language and ids is not None and call.prompt is not None and call.text_features is None:
                 text = call.prompt if call.image is None else call.prompt & ~call.image
-                call.text_features = RoutingContext(hidden=self._embed(ids), prompt=text).pooled()
+                call.text_features = RoutingContext(hidden=self._embed(ids), prompt=text).pooled
 
     def _override(self, call: Call, routing: Routing) -> None:
         """Give every place the routing of the user's choice, whatever a cache holds."""
         call.overridden = True
         for place, _ in self._routers.values():
             if call.routings.get(place.name) is not routing:  # as it is where `generate` prepared the call
-                self._note(call, place, routing)
+                self._note(call, place, routing, self._see(call, place, None))
 
-    def _decide(self, call: Call, place: Place, hidden: Tensor | None) -> Routing:
+    def _decide(self, call: Call, place: Place, seen: RoutingContext) -> Routing:
         """Evaluate the router of a place, unless the cache that this call continues holds its routing."""
         if call.continues and place.name in call.routings:
             return call.routings[place.name]
-        return self._note(call, place, self._evaluate(call, place, hidden))
-
-    def _note(self, call: Call, place: Place, routing: Routing) -> Routing:
-        call.routings[place.name] = routing
-        if not call.recomputing:
-            for trace in self.traces:
-                trace.add(place.name, routing)
-        return routing
-
-    def _evaluate(self, call: Call, place: Place, hidden: Tensor | None) -> Routing:
         router = self._routers[place.name][1]
         if "task_ids" in router.needs and call.task_ids is None:
             raise ValueError(
                 f"{type(self._spec).__name__} needs the task of every row; pass task=, one of "
                 f"{', '.join(self._tasks)}, or one a row"
             )
-        if hidden is not None and hidden.ndim != 3:
+        return self._note(call, place, router(seen), seen)
+
+    def _note(self, call: Call, place: Place, routing: Routing, seen: RoutingContext) -> Routing:
+        call.routings[place.name] = routing
+        if not call.recomputing:
+            for trace in self.traces:
+                trace.add(place.name, routing)
+            for observed in self.observers:
+                observed.append(Observation(place.name, routing, seen))
+        return routing
+
+    def _see(self, call: Call, place: Place, hidden: Tensor | None, *, reached: bool = True) -> RoutingContext:
+        """Return what routers may look at that read these hidden states."""
+        given = RoutingContext(
+            task_ids=call.task_ids, available=self.available, progress=self.progress, tower=place.tower
+        )
+        if hidden is None:
+            return given
+        if place.before_language:
+            return replace(given, hidden=_embeddings(call, place, hidden) if reached else _no_patches(call, place.dim))
+        if hidden.ndim != 3:
             raise ValueError(
                 f"the router at {place.name} would read input of shape {tuple(hidden.shape)}, which has no axis of "
                 "rows; use constant weights there or place experts elsewhere"
             )
-        if hidden is not None and self._by_sequence:
+        if self._by_sequence:
             _check_rows(call, place, hidden)
-        prompt, image = (call.prompt, call.image) if _over_tokens(call, place, hidden) else (None, None)
-        routing: Routing = router(RoutingContext(hidden, prompt, image, call.task_ids, self.available))
-        return routing
+        seen = replace(given, hidden=hidden)
+        if _over_tokens(call, place, hidden):
+            seen = replace(seen, prompt=call.prompt, real=call.real, image=call.image)
+        return replace(given, hidden=_summary(seen)) if place.summarises else seen
 
     def _held_for(self, cache: Any) -> Held | None:
         if cache is None or int(cache.get_seq_length()) == 0:
@@ -280,11 +294,9 @@ def routers_of(modules: nn.ModuleList) -> list[Router]:
     return [module for module in modules if isinstance(module, Router)]
 
 
-def _over_tokens(call: Call, place: Place, hidden: Tensor | None) -> bool:
+def _over_tokens(call: Call, place: Place, hidden: Tensor) -> bool:
     """Tell whether a place reads one vector a token, and not as many patches by chance."""
-    if hidden is None or call.prompt is None or place.tower != "language" or place.before_language:
-        return False
-    return hidden.shape[:2] == call.prompt.shape
+    return call.real is not None and place.tower == "language" and hidden.shape[:2] == call.real.shape
 
 
 def _check_rows(call: Call, place: Place, hidden: Tensor) -> None:
@@ -299,7 +311,7 @@ def _check_rows(call: Call, place: Place, hidden: Tensor) -> None:
 
 def _embeddings(call: Call, place: Place, patches: Tensor) -> Tensor:
     """Join each row's text features with its pooled patch embeddings, (B, 1, D)."""
-    text, images = call.text_features, RoutingContext(hidden=patches).pooled()
+    text, images = call.text_features, RoutingContext(hidden=patches).pooled
     if text is None or not call.images_match:
         raise ValueError(
             "a router over the whole model with sites before the language tower needs input_ids and one image a row; "
@@ -307,6 +319,12 @@ def _embeddings(call: Call, place: Place, patches: Tensor) -> Tensor:
         )
     _check_rows(call, place, patches)
     return torch.cat([text, images], dim=-1).unsqueeze(1)
+
+
+def _summary(seen: RoutingContext) -> Tensor:
+    """Put the averages of each row's text and image side by side, (B, 1, D)."""
+    averages = seen.pooled.unsqueeze(1) if seen.prompt is None else seen.means[0]
+    return averages.flatten(1).unsqueeze(1)
 
 
 def _no_patches(call: Call, width: int) -> Tensor:

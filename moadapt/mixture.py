@@ -26,9 +26,10 @@ from moadapt.inserting import Inserted, count_inserted, insert, plain_token
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.places import plan_places
 from moadapt.registry import MERGES
+from moadapt.router import UNKNOWN_TASK
 from moadapt.routing import Routing
 from moadapt.sites import Site, anatomy
-from moadapt.tracing import Trace
+from moadapt.tracing import Observation, Trace
 
 if TYPE_CHECKING:
     from moadapt.merging.report import MergeReport
@@ -56,7 +57,7 @@ class Mixture(nn.Module):
         routed = [site for site, here in self.sites.items() if any(a.expert is not None for a in here)]
         router = spec.router
         self.places = () if router is None else plan_places(base, self.anatomy, routed, router)
-        self.routers = nn.ModuleList(router.build(p.dim, len(self.tasks)) for p in self.places if router is not None)
+        self.routers = nn.ModuleList(router.build(p.dim, len(self.experts)) for p in self.places if router is not None)
         self.routers.to(base.device)
         self.context = CallContext(
             self.places,
@@ -81,9 +82,14 @@ class Mixture(nn.Module):
         self.train(base.training)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names a row's task may have: those of the experts."""
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts, in the order of a routing's weights."""
         return tuple(self.spec.experts)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names a row's task may have: those of the experts, unless the router has names of its own."""
+        return () if self.spec.router is None else self.spec.router.task_names(self.experts)
 
     @property
     def attached(self) -> bool:
@@ -151,24 +157,22 @@ class Mixture(nn.Module):
         Raises:
             ValueError: A name is unknown, and the known ones are listed; or indices are no row of integers in range.
         """
-        if task is None or not self.tasks:
+        router = self.spec.router
+        if task is None or router is None:
             return None
+        lowest = UNKNOWN_TASK if router.takes_unknown_tasks else 0
         if isinstance(task, Tensor):
             if task.ndim != 1 or task.is_floating_point() or task.dtype == torch.bool:
                 raise ValueError(f"task indices are integers of shape (B,), got {task.dtype} of {tuple(task.shape)}")
-            if task.numel() and not 0 <= int(task.min()) <= int(task.max()) < len(self.tasks):
-                raise ValueError(f"task indices go from 0 to {len(self.tasks) - 1}, got {task.tolist()}")
+            if task.numel() and not lowest <= int(task.min()) <= int(task.max()) < len(self.tasks):
+                raise ValueError(f"task indices go from {lowest} to {len(self.tasks) - 1}, got {task.tolist()}")
             return task.to(self.base.device, torch.long)
-        indices = self._indices([task] if isinstance(task, str) else task)
+        names = [task] if isinstance(task, str) else task
+        if router.takes_unknown_tasks:
+            indices = [self.tasks.index(name) if name in self.tasks else UNKNOWN_TASK for name in names]
+        else:
+            indices = _indices("task", names, self.tasks)
         return torch.tensor(indices, dtype=torch.long, device=self.base.device)
-
-    def _indices(self, names: Iterable[str]) -> list[int]:
-        names = list(names)
-        unknown = sorted({repr(name) for name in names if name not in self.tasks})
-        if unknown:
-            known = ", ".join(self.tasks) or "none, as it has no experts"
-            raise ValueError(f"unknown task {', '.join(unknown)}; this mixture knows {known}")
-        return [self.tasks.index(name) for name in names]
 
     @contextmanager
     def override(self, weights: Mapping[str, float]) -> Iterator[None]:
@@ -180,9 +184,9 @@ class Mixture(nn.Module):
         Raises:
             ValueError: A name is unknown.
         """
-        self._indices(weights)
+        _indices("expert", weights, self.experts)
         before = self.context.override
-        values = [float(weights.get(name, 0.0)) for name in self.tasks]
+        values = [float(weights.get(name, 0.0)) for name in self.experts]
         self.context.override = Routing.constant(torch.tensor(values, device=self.base.device))
         try:
             yield
@@ -208,10 +212,10 @@ class Mixture(nn.Module):
         Raises:
             ValueError: A name is unknown, or there is none.
         """
-        chosen, before = self._indices(experts), self.context.available
+        chosen, before = _indices("expert", experts, self.experts), self.context.available
         if not chosen:
-            raise ValueError(f"only() needs at least one expert; choose from {', '.join(self.tasks)}")
-        self.context.available = torch.zeros(len(self.tasks), dtype=torch.bool, device=self.base.device)
+            raise ValueError(f"only() needs at least one expert; choose from {', '.join(self.experts)}")
+        self.context.available = torch.zeros(len(self.experts), dtype=torch.bool, device=self.base.device)
         self.context.available[chosen] = True
         try:
             yield
@@ -243,9 +247,22 @@ class Mixture(nn.Module):
                 bank.freeze(name)
 
     @contextmanager
+    def observe(self) -> Iterator[list[Observation]]:
+        """Collect every routing that is decided within the `with` block, with its graph, for objectives and measures.
+
+        Those of a checkpointed block's second run are left out.
+        """
+        found: list[Observation] = []
+        self.context.observers.append(found)
+        try:
+            yield found
+        finally:
+            self.context.observers = [each for each in self.context.observers if each is not found]
+
+    @contextmanager
     def trace(self) -> Iterator[Trace]:
         """Record every routing that is decided within the `with` block, per place, on the CPU."""
-        trace = Trace(self.tasks)
+        trace = Trace(self.experts)
         self.context.traces.append(trace)
         try:
             yield trace
@@ -448,6 +465,20 @@ class Mixture(nn.Module):
             yield
         finally:
             self.train(before)
+
+
+def _indices(what: str, names: Iterable[str], known: Sequence[str]) -> list[int]:
+    """Return the places of names among the known ones.
+
+    Raises:
+        ValueError: Some are unknown.
+    """
+    names = list(names)
+    unknown = sorted({repr(name) for name in names if name not in known})
+    if unknown:
+        listed = ", ".join(known) or "none, as it has no experts"
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; this mixture knows {listed}")
+    return [known.index(name) for name in names]
 
 
 def _stack_of(adapter: Adapter) -> tuple[type[FamilySpec], Hashable]:

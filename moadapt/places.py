@@ -2,14 +2,17 @@
 
 A router over a layer reads the hidden states that enter the block; over a tower, those that enter its first block; over
 the model, the prompt as it enters the language tower, and, where sites before that tower are routed too, the prompt's
-text embeddings together with the patch embeddings, since nothing else exists yet.
+text embeddings together with the patch embeddings, since nothing else exists yet. A router that reads the prompt sees
+there what one over the model sees, wherever it sits, with text and image told apart.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from transformers import PreTrainedModel
 
+from moadapt.call import image_token_of
 from moadapt.router import RouterSpec
 from moadapt.sites import Anatomy, Site
 from moadapt.towers import Tower, block_width
@@ -33,6 +36,7 @@ class Place:
             nothing.
         dim: Width of what it reads; 0 where it reads nothing.
         before_language: Whether it must decide before the language tower runs, from embeddings.
+        summarises: Whether it reads the prompt's averages instead of its tokens.
         sites: Paths of the sites it serves.
         fallback: Module path of the block at which it decides where `hook` was not reached, for calls without images.
     """
@@ -44,6 +48,7 @@ class Place:
     before_language: bool
     sites: tuple[str, ...]
     fallback: str | None = None
+    summarises: bool = False
 
 
 def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], spec: RouterSpec) -> tuple[Place, ...]:
@@ -61,8 +66,8 @@ def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], 
     sites = list(sites)
     _refuse_unreachable(base, sites, spec)
     _refuse_unreadable(sites, spec)
-    if spec.depends_on != "input":
-        return (Place("model", sites[0].tower, None, 0, False, tuple(site.path for site in sites)),)
+    if spec.alike:
+        spec = replace(spec, per="model")
     places: dict[str, Place] = {}
     for site in sites:
         fresh = _place_of(base, anatomy, site, sites, spec)
@@ -93,7 +98,8 @@ def _refuse_unreadable(sites: list[Site], spec: RouterSpec) -> None:
     for site in sites:
         if site.form not in _UNREADABLE:
             continue
-        place = "before the first block" if site.layer is None else "" if spec.per != "site" else 'with per="site"'
+        own = spec.per == "site" and spec.reads == "place"
+        place = "before the first block" if site.layer is None else 'with per="site"' if own else ""
         if not place and site.form == "conv2d" and spec.scope == "token":
             place = 'with scope="token"'
         if place:
@@ -117,26 +123,40 @@ def _refuse_outside_blocks(site: Site, spec: RouterSpec) -> None:
 
 
 def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[Site], spec: RouterSpec) -> Place:
-    tower = anatomy.tower(site.tower)
+    tower, name = anatomy.tower(site.tower), _name_of(anatomy, site, spec)
+    if spec.depends_on != "input":
+        return Place(name, tower.name, None, 0, False, ())
+    if spec.reads == "prompt" or name == "model":
+        return replace(_model_place(base, anatomy, sites, spec), name=name)
+    if name == site.path:
+        _refuse_outside_blocks(site, spec)
+        return Place(name, tower.name, None, site.in_features, False, ())
+    block = tower.blocks[0 if spec.per == "tower" else cast(int, site.layer)]
+    return Place(name, tower.name, block, _width(base, block), False, ())
+
+
+def _name_of(anatomy: Anatomy, site: Site, spec: RouterSpec) -> str:
+    """Name the place of a site; one that belongs to no layer, or to a tower without blocks, is a place of its own."""
     if spec.per == "model":
-        return _model_place(base, anatomy, sites, spec)
-    if spec.per == "tower" and tower.blocks:
-        return Place(tower.name, tower.name, tower.blocks[0], _width(base, tower.blocks[0]), False, ())
+        return "model"
+    if spec.per == "tower" and anatomy.tower(site.tower).blocks:
+        return site.tower
     if spec.per == "layer" and site.layer is not None:
-        block = tower.blocks[site.layer]
-        return Place(f"{tower.name}.{site.layer}", tower.name, block, _width(base, block), False, ())
-    _refuse_outside_blocks(site, spec)
-    return Place(site.path, tower.name, None, site.in_features, False, ())
+        return f"{site.tower}.{site.layer}"
+    return site.path
 
 
 def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site], spec: RouterSpec) -> Place:
     main = _main_tower(anatomy)
     first = _first_block(base, main, spec)
-    width = _width(base, first)
+    width, summarises = _width(base, first), spec.reads == "prompt"
     if main.name == "language" and any(site.tower != "language" for site in sites):
         vision = _first_block(base, anatomy.tower("vision"), spec)
-        return Place("model", main.name, vision, width + _width(base, vision), True, (), first)
-    return Place("model", main.name, first, width, False, ())
+        width += _width(base, vision)
+        return Place("model", main.name, vision, width, True, (), first, summarises)
+    if summarises and main.name == "language" and image_token_of(base) is not None:
+        width *= 2  # text and image side by side
+    return Place("model", main.name, first, width, False, (), summarises=summarises)
 
 
 def _main_tower(anatomy: Anatomy) -> Tower:

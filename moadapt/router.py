@@ -6,6 +6,7 @@ Axes: B rows, T tokens, E experts, D features.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -16,20 +17,29 @@ from moadapt.routing import Routing
 
 Scope = Literal["sequence", "token"]
 Per = Literal["model", "tower", "layer", "site"]
+Reads = Literal["place", "prompt"]
 SCOPES: tuple[Scope, ...] = ("sequence", "token")
 PER: tuple[Per, ...] = ("model", "tower", "layer", "site")
+UNKNOWN_TASK = -1
+"""Index of a task that a mixture does not know, where its router takes such tasks."""
 
 
 @dataclass(frozen=True)
 class RoutingContext:
     """What a router may look at, at its place.
 
+    Routers that read the same hidden states share one context, so that these are normalised and pooled once.
+
     Args:
-        hidden: Hidden states entering the place, (B, T, D).
+        hidden: Hidden states entering the place, (B, T, D); for a router that reads the prompt, its text and its image,
+            each normalised and averaged, side by side, (B, 1, D), zeros where a row has no image.
         prompt: Which tokens are prompt, True or False, (B, T); None where all are (vision towers).
         image: Which tokens stand for image patches, (B, T); None where there is no such difference.
-        task_ids: Index of each row's task, (B,).
+        task_ids: Index of each row's task, (B,); `UNKNOWN_TASK` where it is none of the mixture's.
         available: Which experts may be chosen, (E,).
+        real: Which tokens are no padding, (B, T); None where all are.
+        progress: How much of the training is over, a scalar from 0 to 1; None when it is, and after it.
+        tower: Name of the tower that the place is in.
     """
 
     hidden: Tensor | None = None
@@ -37,25 +47,39 @@ class RoutingContext:
     image: Tensor | None = None
     task_ids: Tensor | None = None
     available: Tensor | None = None
+    real: Tensor | None = None
+    progress: Tensor | None = None
+    tower: str = "language"
 
+    @cached_property
     def pooled(self) -> Tensor:
-        """Return one feature vector a row, (B, D), from prompt tokens only.
+        """One feature vector a row, (B, D), from prompt tokens only.
 
         Tokens are normalised, averaged over the prompt's text and over its image tokens, and the two averages are
         averaged, so that a short question is not drowned by many patches.
         """
-        tokens = self.tokens()
         if self.prompt is None:
-            return tokens.mean(dim=1)
-        kinds = [self.prompt] if self.image is None else [self.prompt & ~self.image, self.prompt & self.image]
-        shares = torch.stack([kind.to(tokens.dtype) for kind in kinds], dim=1)  # (B, kinds, T)
-        shares = shares / shares.sum(dim=2, keepdim=True).clamp(min=1)
-        filled = shares.sum(dim=(1, 2), keepdim=True).round().clamp(min=1)  # how many kinds a row has
-        with torch.autocast(tokens.device.type, enabled=False):
-            return (shares.sum(dim=1, keepdim=True) / filled @ tokens).squeeze(1)
+            return self.tokens.mean(dim=1)
+        means, filled = self.means
+        return means.sum(dim=1) / filled.sum(dim=1, keepdim=True).clamp(min=1)
 
+    @cached_property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Averages of the prompt's normalised text tokens and, where there are any, image tokens.
+
+        Returns:
+            (B, kinds, D), zeros where a row has no token of a kind; and whether it has one, 0 or 1, (B, kinds).
+        """
+        assert self.prompt is not None, "only what has a prompt has kinds of tokens"
+        kinds = [self.prompt] if self.image is None else [self.prompt & ~self.image, self.prompt & self.image]
+        members = torch.stack([kind.to(self.tokens.dtype) for kind in kinds], dim=1)  # (B, kinds, T)
+        counts = members.sum(dim=2, keepdim=True)
+        with torch.autocast(self.tokens.device.type, enabled=False):
+            return members / counts.clamp(min=1) @ self.tokens, (counts.squeeze(2) > 0).to(self.tokens.dtype)
+
+    @cached_property
     def tokens(self) -> Tensor:
-        """Return the normalised hidden states in float32, (B, T, D)."""
+        """The normalised hidden states in float32, (B, T, D)."""
         assert self.hidden is not None, "the place gives its routers hidden states"
         return functional.layer_norm(self.hidden.float(), (self.hidden.shape[-1],))
 
@@ -64,7 +88,7 @@ class Router(nn.Module, ABC):
     """Gives each input its weights."""
 
     needs: ClassVar[frozenset[str]]
-    """Fields of `RoutingContext` it reads: `hidden`, `task_ids`."""
+    """Fields of `RoutingContext` that it cannot do without: `hidden`, `task_ids`."""
 
     @abstractmethod
     def forward(self, context: RoutingContext) -> Routing:
@@ -100,6 +124,12 @@ class RouterSpec(ABC):
 
     scopes: ClassVar[tuple[Scope, ...]] = SCOPES
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "input"
+    reads: ClassVar[Reads] = "place"
+    """Whether a router by input reads the hidden states of its place, or the embedded prompt wherever it sits."""
+    alike: ClassVar[bool] = False
+    """Whether the routers of all places would give the same, so that one serves them all."""
+    taught_by_task: ClassVar[bool] = False
+    """Whether training must tell the task of every row, though in use the router does without."""
 
     def __post_init__(self) -> None:
         """Check scope and place."""
@@ -114,9 +144,22 @@ class RouterSpec(ABC):
         """Build the router of one place.
 
         Args:
-            dim: Width of the hidden states there, D.
+            dim: Width of the hidden states there, D; 0 for a router that reads none.
             num_experts: E.
         """
+
+    def task_names(self, experts: Sequence[str]) -> tuple[str, ...]:
+        """Return the tasks that rows may have, in the order of their indices.
+
+        Args:
+            experts: Names of the experts, which are those of the tasks unless the router knows better.
+        """
+        return tuple(experts)
+
+    @property
+    def takes_unknown_tasks(self) -> bool:
+        """Whether rows may have a task that is none of these."""
+        return False
 
 
 def mask_unavailable(logits: Tensor, available: Tensor | None) -> Tensor:

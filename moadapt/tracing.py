@@ -1,8 +1,26 @@
-"""A record of routings, for reports."""
+"""Records of routings: for objectives, as they are; for reports, on the CPU."""
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from moadapt.router import RoutingContext
 from moadapt.routing import Routing
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One routing as it was decided, with its graph.
+
+    Args:
+        place: Name of the place.
+        routing: What the router gave.
+        seen: What it could look at: which tokens are prompt, real or image, and the tasks of the rows.
+    """
+
+    place: str
+    routing: Routing
+    seen: RoutingContext
 
 
 class Trace:

@@ -72,7 +72,7 @@ def routing_table(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Any]:
             rows += [weights.flatten(0, 2) for weights in routings]
     tasks = list(dict.fromkeys(batch.task_names[0] for batch in batches))
     weights = [[torch.cat(sums[place][task]).mean(dim=0).tolist() for task in tasks] for place in sums]
-    return {"experts": list(mixture.tasks), "places": list(sums), "tasks": tasks, "weights": weights}
+    return {"experts": list(mixture.experts), "places": list(sums), "tasks": tasks, "weights": weights}
 
 
 def merge_record(row: str, report: MergeReport) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class MergePlan:
         self._weights = {path: weights[place.name] for place in mixture.places for path in place.sites}
         self._found = {path: found[p.name] for p in mixture.places for path in p.sites} if found else {}
         self._held_out, self._fresh, self._max_error = held_out, fresh, max_error
-        self._none = torch.zeros(len(mixture.tasks))
+        self._none = torch.zeros(len(mixture.experts))
 
     @cached_property
     def deltas(self) -> dict[str, list[Delta]]:
@@ -108,7 +108,7 @@ class MergePlan:
     def _error(self, site: Site, banks: Sequence[Bank]) -> float:
         """Relative error of what all families of a site add up to."""
         shared = _total([bank.delta(self._none) for bank in banks])
-        own = [_without(_total([b.delta(one) for b in banks]), shared) for one in torch.eye(len(self.mixture.tasks))]
+        own = [_without(_total([b.delta(one) for b in banks]), shared) for one in torch.eye(len(self.mixture.experts))]
         return relative_error(
             [_compact(each) for each in (shared, *own)], self._found[site.path], self._weights[site.path].double().cpu()
         )

@@ -39,7 +39,8 @@ class MixtureModule(TaskModule):
             the language tower.
         objectives: What is made small beside the loss of the answers.
         optimization: Settings of the optimiser.
-        pass_task: Whether the mixture is told the task of every row; a router that goes by task is told always.
+        pass_task: Whether the mixture is told the task of every row; a router that goes by task or is taught by it is
+            told always.
         dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
@@ -72,7 +73,8 @@ class MixtureModule(TaskModule):
         super().__init__(base, optimization, dtype, attn_implementation, seed)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
-        self.pass_task = pass_task or (router is not None and router.depends_on == "task")
+        taught = router is not None and (router.depends_on == "task" or router.taught_by_task)
+        self.pass_task = pass_task or taught
         self.gradient_checkpointing = gradient_checkpointing
         self.ranks = ranks
         if calibration_batches < 1:
@@ -154,6 +156,15 @@ class MixtureModule(TaskModule):
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:
             self._driver.load_state(self._stored_ranks)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Tell routers how far the training is, for what they change while it runs; one without end never gets on."""
+        share = min(1.0, self.trainer.global_step / self.trainer.estimated_stepping_batches)
+        self.mixture.context.progress = torch.tensor(share, device=self.device)
+
+    def on_fit_end(self) -> None:
+        """Leave routers as they are in use."""
+        self.mixture.context.progress = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, then mask the ranks that are not kept."""

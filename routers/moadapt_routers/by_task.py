@@ -20,6 +20,7 @@ class ByTask(RouterSpec):
 
     scopes: ClassVar[tuple[Scope, ...]] = ("sequence",)
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "task"
+    alike: ClassVar[bool] = True
 
     def build(self, dim: int, num_experts: int) -> "ByTaskRouter":
         """Build the router of one place; `dim` is not used."""

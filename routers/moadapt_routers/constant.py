@@ -29,6 +29,7 @@ class Constant(RouterSpec):
 
     scopes: ClassVar[tuple[Scope, ...]] = ("sequence",)
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "nothing"
+    alike: ClassVar[bool] = True
 
     def build(self, dim: int, num_experts: int) -> "ConstantRouter":
         """Build the router of one place; `dim` is not used."""

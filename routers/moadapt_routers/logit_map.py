@@ -26,7 +26,7 @@ class LogitMap(nn.Module):
 
     def forward(self, context: RoutingContext, scope: Scope) -> Tensor:
         """Return logits, (B, 1, 1, E) by sequence or (B, T, 1, E) by token."""
-        features = context.tokens() if scope == "token" else context.pooled().unsqueeze(1)
+        features = context.tokens if scope == "token" else context.pooled.unsqueeze(1)
         with torch.autocast(features.device.type, enabled=False):
             return functional.linear(features, self.weight.float(), self.bias.float()).unsqueeze(2)
 

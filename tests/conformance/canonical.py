@@ -85,6 +85,7 @@ class Given(RouterSpec):
 
     value: Routing
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "nothing"
+    alike: ClassVar[bool] = True
 
     def build(self, dim: int, num_experts: int) -> "GivenRouter":
         return GivenRouter(self.value)

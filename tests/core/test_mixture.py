@@ -285,7 +285,7 @@ def test_only_takes_rows_of_other_tasks_their_expert() -> None:
 def test_switches_refuse_unknown_experts(switch: Any, experts: Any) -> None:
     mixture = make(experts)
     known = "ask, tell, find" if experts else "none, as it has no experts"
-    with pytest.raises(ValueError, match=f"unknown task 'x'; this mixture knows {known}"), switch(mixture):
+    with pytest.raises(ValueError, match=f"unknown expert 'x'; this mixture knows {known}"), switch(mixture):
         pass
     assert (mixture.context.override, mixture.context.available) == (None, None)
 

@@ -100,14 +100,14 @@ def test_tokens_are_normalised_in_float32() -> None:
     hidden = (torch.randn(ROWS, TOKENS, WIDTH) * 7 + 3).bfloat16()
     exact = hidden.double()
     expected = (exact - exact.mean(-1, keepdim=True)) / (exact.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
-    found = RoutingContext(hidden).tokens()
+    found = RoutingContext(hidden).tokens
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def by_loop(context: RoutingContext) -> Tensor:
     """The mean of the means over a row's text prompt and over its image prompt, of those that exist."""
-    tokens, rows = context.tokens(), []
+    tokens, rows = context.tokens, []
     prompt = torch.ones(tokens.shape[:2], dtype=torch.bool) if context.prompt is None else context.prompt
     image = torch.zeros_like(prompt) if context.image is None else context.image
     for row in range(len(tokens)):
@@ -125,14 +125,14 @@ def test_pooling_averages_text_and_image_apart(with_prompt: bool, with_image: bo
     context = RoutingContext(
         torch.randn(4, TOKENS, WIDTH), prompt if with_prompt else None, image if with_prompt and with_image else None
     )
-    torch.testing.assert_close(context.pooled(), by_loop(context))
+    torch.testing.assert_close(context.pooled, by_loop(context))
 
 
 def test_pooling_reads_prompt_tokens_only() -> None:
     prompt = torch.tensor([[1, 1, 0, 0, 0]]).bool().expand(ROWS, -1)
     hidden = torch.randn(ROWS, TOKENS, WIDTH)
     other = torch.where(prompt.unsqueeze(-1), hidden, torch.randn_like(hidden))
-    assert torch.equal(RoutingContext(hidden, prompt).pooled(), RoutingContext(other, prompt).pooled())
+    assert torch.equal(RoutingContext(hidden, prompt).pooled, RoutingContext(other, prompt).pooled)
 
 
 def test_experts_that_are_not_available_get_no_weight() -> None:
