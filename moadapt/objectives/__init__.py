@@ -1,7 +1,16 @@
 """What a training asks for besides right answers: one objective a file."""
 
-from moadapt.objectives.objective import Objective
+from moadapt.objectives.load_balance import LoadBalance
+from moadapt.objectives.objective import Objective, ParameterObjective, RoutingObjective
 from moadapt.objectives.orthogonality import Orthogonality
 from moadapt.objectives.overlap import Overlap, overlaps
 
-__all__ = ["Objective", "Orthogonality", "Overlap", "overlaps"]
+__all__ = [
+    "LoadBalance",
+    "Objective",
+    "Orthogonality",
+    "Overlap",
+    "ParameterObjective",
+    "RoutingObjective",
+    "overlaps",
+]

@@ -1,4 +1,9 @@
-"""The objective interface: a spec that gives one number, which training makes small beside the loss of the answers."""
+"""The objective interfaces: specs that give one number, which training makes small beside the loss of the answers.
+
+An objective on parameters is the same on every process and in every batch of a step, so its gradient is added once a
+step. One on routings is a function of sums over the inputs that were routed; these are summed over all processes, so
+that its value and its gradient are those of the whole batch, however it is shared out.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -6,12 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from moadapt.objectives.routed import Routed
+
 if TYPE_CHECKING:
     from moadapt.mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
+class Objective:
     """What a user writes to choose an objective: a value bound by YAML.
 
     Args:
@@ -23,14 +30,15 @@ class Objective(ABC):
 
     weight: float = 0.1
 
-    reads: ClassVar[str] = "parameters"
-    """What its value depends on. What depends on parameters alone is the same on every process and in every batch of a
-    step, so training adds its gradient once a step; it takes no others."""
-
     def __post_init__(self) -> None:
         """Check the weight."""
         if self.weight < 0:
             raise ValueError(f"{type(self).__name__} got weight={self.weight}; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterObjective(Objective, ABC):
+    """An objective that depends on parameters alone."""
 
     @abstractmethod
     def value(self, mixture: "Mixture") -> Tensor:
@@ -38,4 +46,39 @@ class Objective(ABC):
 
         Args:
             mixture: The mixture in training.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingObjective(Objective, ABC):
+    """An objective that depends on what routers decide, place by place; its value is the mean over places."""
+
+    needs_tasks: ClassVar[bool] = False
+    """Whether training must tell the task of every row."""
+
+    @abstractmethod
+    def sums(self, routed: Routed) -> Tensor:
+        """Add up, over the inputs that count, what the value is made of, (S,).
+
+        Args:
+            routed: The inputs that one place routed.
+        """
+
+    @abstractmethod
+    def value(self, sums: Tensor, routed: Routed) -> Tensor:
+        """Return the number to make small at one place, not weighted, as a scalar.
+
+        Args:
+            sums: What `sums` gave, over all processes, (S,).
+            routed: Inputs of this process there; for their numbers of experts and tasks.
+        """
+
+    def check(self, mixture: "Mixture") -> None:
+        """Refuse a mixture that the objective makes no sense for.
+
+        Args:
+            mixture: The mixture to be trained.
+
+        Raises:
+            ValueError: Its routers or experts are of the wrong kind; the message says what to do.
         """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moadapt.names import SHARED
-from moadapt.objectives.objective import Objective
+from moadapt.objectives.objective import ParameterObjective
 from moadapt.objectives.overlap import Measure, Overlap, Side, grouped_overlaps
 from moadapt.registry import OBJECTIVES
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @OBJECTIVES.register("orthogonality")
 @dataclass(frozen=True, kw_only=True)
-class Orthogonality(Objective):
+class Orthogonality(ParameterObjective):
     """Mean overlap of the adapters of a site, over pairs of which at least one is trained.
 
     Frozen adapters count and get no gradient, so that new adapters keep clear of old ones. Families without low-rank

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from moadapt.initialising import start, waiting_sites
 from moadapt.input_means import input_means
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
-from moadapt.objectives import Objective
+from moadapt.objectives import Objective, ParameterObjective, RoutingObjective
 from moadapt.placement import Placement
 from moadapt.ranks import RankAllocator, RankDriver, trim_ranks
 from moadapt.ranks.allocator import ranks_of, stored_ranks, with_ranks
@@ -21,10 +22,12 @@ from moadapt.registry import OBJECTIVES
 from moadapt.router import RouterSpec
 from moadapt.sites import Site, anatomy
 from moadapt.storage import load_tensors, tensors
+from moadapt.tracing import Observation
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
 from moadapt.training.optimization import ROUTER, Optimization, Role
 from moadapt.training.optimizer import ExpertAdamW
+from moadapt.training.penalties import routing_values
 
 
 class MixtureModule(TaskModule):
@@ -39,8 +42,8 @@ class MixtureModule(TaskModule):
             the language tower.
         objectives: What is made small beside the loss of the answers.
         optimization: Settings of the optimiser.
-        pass_task: Whether the mixture is told the task of every row; a router that goes by task or is taught by it is
-            told always.
+        pass_task: Whether the mixture is told the task of every row; it is told always where the router goes by task,
+            or router or an objective is taught by it.
         dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
@@ -50,7 +53,7 @@ class MixtureModule(TaskModule):
             every process reads all of them whole.
 
     Raises:
-        ValueError: An objective reads more than parameters, or there are no calibration batches.
+        ValueError: There are no calibration batches.
     """
 
     def __init__(
@@ -74,7 +77,8 @@ class MixtureModule(TaskModule):
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
         taught = router is not None and (router.depends_on == "task" or router.taught_by_task)
-        self.pass_task = pass_task or taught
+        judged = any(isinstance(o, RoutingObjective) and o.needs_tasks for o in self.objectives.values())
+        self.pass_task = pass_task or taught or judged
         self.gradient_checkpointing = gradient_checkpointing
         self.ranks = ranks
         if calibration_batches < 1:
@@ -85,6 +89,7 @@ class MixtureModule(TaskModule):
         self._driver: RankDriver | None = None
         self._stored_ranks: dict[str, Any] | None = None
         self._stored_frozen: tuple[str, ...] = ()
+        self._observed: list[Observation] = []
 
     @property
     def mixture(self) -> Mixture:
@@ -151,7 +156,10 @@ class MixtureModule(TaskModule):
             start(self.mixture, self._means(sites))
 
     def on_train_start(self) -> None:
-        """Start what changes ranks, or go on with it."""
+        """Let objectives judge whether they suit the mixture; start what changes ranks, or go on with it."""
+        for objective in self.objectives.values():
+            if isinstance(objective, RoutingObjective):
+                objective.check(self.mixture)
         if self.ranks is not None:
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:
@@ -188,16 +196,36 @@ class MixtureModule(TaskModule):
         told: dict[str, Any] = {"task": batch.task_names} if self.pass_task else {}
         return told if batch.labels is None else {**told, "prompt_mask": batch.prompt_mask}
 
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return loss and count of tokens of every row, and keep what the routers decided."""
+        if not any(isinstance(objective, RoutingObjective) for objective in self.objectives.values()):
+            return super().losses(batch)
+        with self.mixture.observe() as self._observed:
+            return super().losses(batch)
+
+    def penalty(self) -> Tensor | None:
+        """Return the weighted sum of the objectives on routings, over all processes; None without any."""
+        chosen = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
+        observed, self._observed = self._observed, []
+        if not chosen:
+            return None
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        values = routing_values(chosen, self.mixture, observed, reduce)
+        for name, value in values.items():
+            self.log(f"objective/{name}", value.detach())
+        return torch.stack([chosen[name].weight * value for name, value in values.items()]).sum()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Show the gradients of the loss to what changes ranks, then add those of the objectives, once a step.
+        """Show the gradients of the loss to what changes ranks, then add those of the objectives on parameters.
 
         Experts that no row used are told by the loss alone: the objectives neither score nor move them.
         """
         super().on_before_optimizer_step(optimizer)
         if self._driver is not None:
             self._driver.observe()
-        values = {name: objective.value(self.mixture) for name, objective in self.objectives.items()}
-        terms = [o.weight * values[name] for name, o in self.objectives.items() if o.weight]
+        chosen = {name: o for name, o in self.objectives.items() if isinstance(o, ParameterObjective)}
+        values = {name: objective.value(self.mixture) for name, objective in chosen.items()}
+        terms = [o.weight * values[name] for name, o in chosen.items() if o.weight]
         if terms:
             assert isinstance(optimizer, ExpertAdamW), "see TaskModule.configure_optimizers"
             add_gradients(torch.stack(terms).sum(), optimizer)
@@ -293,10 +321,6 @@ def _by_name(objectives: Sequence[Objective]) -> dict[str, Objective]:
     """Name objectives for the log: by their short name, the second of a kind with a number behind it."""
     found: dict[str, Objective] = {}
     for objective in objectives:
-        if objective.reads != "parameters":
-            raise ValueError(
-                f"{type(objective).__name__} reads {objective.reads}; training takes objectives that read parameters"
-            )
         name = OBJECTIVES.name_of(type(objective))
         same = sum(type(other) is type(objective) for other in found.values())
         found[f"{name}_{same + 1}" if same else name] = objective

@@ -73,6 +73,13 @@ class TaskModule(lightning.LightningModule, ABC):
         """Return for each bank its stacked parameters, with the expert of every row."""
         return []
 
+    def penalty(self) -> Tensor | None:
+        """Return what joins the loss of the last batch besides its answers, over all processes; None where nothing.
+
+        Its gradients are this process's share.
+        """
+        return None
+
     def readings(self) -> dict[str, float]:
         """Return numbers about the adapters that are worth a line in the log, by name."""
         return {}
@@ -108,8 +115,11 @@ class TaskModule(lightning.LightningModule, ABC):
             self._nominal, self._tokens = tokens, torch.zeros_like(tokens)
         assert self._tokens is not None, "set with the first batch"
         self._tokens = self._tokens + tokens
-        # Processes' gradients are averaged, so each counts its share times their number.
-        return losses.sum() * self.trainer.world_size / self._nominal
+        loss = losses.sum() / self._nominal
+        penalty = self.penalty()
+        if penalty is not None:  # of accumulated batches each counts by its tokens, as the loss does
+            loss = loss + penalty * (tokens / self._nominal)
+        return loss * self.trainer.world_size  # processes' gradients are averaged, and each has its share alone
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn accumulated gradients into those of the mean over all their tokens."""

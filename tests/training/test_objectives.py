@@ -1,14 +1,12 @@
 """The gradient of an objective is added once a step, whatever the processes and accumulated batches."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from moadapt import Mixture
 from moadapt.adapters import LoRA
 from moadapt.objectives import Objective, Orthogonality
 from moadapt.ranks import Importance
@@ -159,16 +157,3 @@ def test_an_expert_that_no_row_used_stays_and_keeps_its_scores(tmp_path: Path, b
     assert any(name.endswith("/expert") and last[name].any() for name in unused)
     assert all(torch.equal(last[name], first[name]) for name in unused)
     assert not any(torch.equal(last[name], first[name]) for name in last if name.startswith("small/"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Balance(Objective):
-    reads: ClassVar[str] = "routings"
-
-    def value(self, mixture: Mixture) -> Tensor:
-        raise AssertionError("never asked")
-
-
-def test_an_objective_that_reads_something_else_is_refused(base: str) -> None:
-    with pytest.raises(ValueError, match="Balance reads routings; training takes objectives that read parameters"):
-        MixtureModule(base, {"a": LoRA()}, router=ByTask(), objectives=[Balance()])

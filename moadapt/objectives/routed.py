@@ -1,0 +1,135 @@
+"""What routers decided at one place, input by input, as objectives and measures read it.
+
+Axes: N inputs (rows, or tokens, of every head), E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from moadapt.tracing import Observation
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The inputs that one place routed in a batch.
+
+    Tokens count where they are prompt, and all tokens of a tower that knows no prompt; rows count always.
+
+    Args:
+        weights: What every expert got, (N, E).
+        chosen: Whether an expert was chosen, (N, E).
+        counted: 1 for an input that counts, else 0, (N,).
+        logits: What the weights were made of, (N, E); None where there are none.
+        tasks: Index of the task of each input's row, (N,); None where tasks were not told.
+        images: Whether an input is an image token, (N,); None where there is no such difference.
+        num_tasks: How many tasks there are.
+        task_experts: For each task the expert that bears its name, -1 where there is none, (tasks,).
+    """
+
+    weights: Tensor
+    chosen: Tensor
+    counted: Tensor
+    logits: Tensor | None
+    tasks: Tensor | None
+    images: Tensor | None
+    num_tasks: int
+    task_experts: Tensor
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.weights.shape[-1]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """The softmax of the logits, before any choice among experts; without logits, the weights' shares; (N, E)."""
+        if self.logits is None:
+            return self.weights / self.weights.sum(-1, keepdim=True).clamp(min=1e-12)
+        return self.logits.softmax(-1)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of each input's probabilities, in nats, (N,)."""
+        return entropy(self.probabilities)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values over the inputs that count.
+
+        Args:
+            values: (N,) or (N, ...).
+        """
+        return torch.einsum("n,n...->...", self.counted.to(values.dtype), values)
+
+    @property
+    def count(self) -> Tensor:
+        """How many inputs count, a scalar."""
+        return self.counted.sum()
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy over the last axis, in nats; what has probability 0 adds nothing, and no gradient.
+
+    Args:
+        probabilities: (..., E).
+    """
+    positive = probabilities.clamp(min=1e-30)
+    return -(positive * positive.log()).sum(-1)
+
+
+def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str]) -> Routed:
+    """Lay out the inputs of one observation.
+
+    Args:
+        observed: One routing, as it was decided.
+        experts: Names of the experts.
+        tasks: Names of the tasks.
+    """
+    routing, seen = observed.routing, observed.seen
+    weights = routing.dense()
+    rows, tokens, heads, width = weights.shape
+    if routing.indices is None:
+        chosen = weights.detach() != 0
+    else:
+        chosen = torch.zeros_like(weights, dtype=torch.bool).scatter(3, routing.indices, value=True)
+    counted = _each(seen.prompt, weights) if routing.per_token else None
+    task_ids = None if seen.task_ids is None else seen.task_ids.expand(rows) if rows > 1 else seen.task_ids[:1]
+    return Routed(
+        weights.reshape(-1, width),
+        chosen.reshape(-1, width),
+        weights.new_ones(rows * tokens * heads) if counted is None else counted.to(weights.dtype),
+        None if routing.logits is None else routing.logits.expand(rows, tokens, heads, -1).reshape(-1, width),
+        None if task_ids is None else task_ids.repeat_interleave(tokens * heads),
+        _each(seen.image, weights) if routing.per_token else None,
+        len(tasks),
+        _task_experts(experts, tasks, weights.device),
+    )
+
+
+def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.device) -> Routed:
+    """Return no inputs at all, for a place that a batch does not reach.
+
+    Args:
+        experts: Names of the experts.
+        tasks: Names of the tasks.
+        device: Of the tensors.
+    """
+    none = torch.zeros(0, len(experts), device=device)
+    owners = _task_experts(experts, tasks, device)
+    return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, len(tasks), owners)
+
+
+def _task_experts(experts: Sequence[str], tasks: Sequence[str], device: torch.device) -> Tensor:
+    by_name = {name: index for index, name in enumerate(experts)}
+    return torch.tensor([by_name.get(name, -1) for name in tasks], dtype=torch.long, device=device)
+
+
+def _each(mask: Tensor | None, weights: Tensor) -> Tensor | None:
+    """Spread a mask of tokens, (B, T), over the inputs of a routing by token, (N,)."""
+    if mask is None:
+        return None
+    rows, tokens, heads = weights.shape[:3]
+    return mask[:, -tokens:].expand(rows, tokens).unsqueeze(2).expand(rows, tokens, heads).reshape(-1)
