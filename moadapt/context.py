@@ -339,7 +339,8 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
     rows, tokens = routing.weights.shape[:2]
     if rows == 1 and tokens == 1:
         return
-    if site.tower != "language" and rows > 1 and not call.images_match:
+    own = routing.per_token and place.tower == site.tower  # weights of just those tokens, whose rows they may be
+    if site.tower != "language" and rows > 1 and not call.images_match and not own:
         raise ValueError(
             f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
             "one image, or place experts in the language tower only"
