@@ -41,12 +41,13 @@ def step(mixture: Mixture, run: Any = None) -> tuple[Tensor, dict[str, Tensor], 
     return loss.detach(), gradients, trace.routings
 
 
-def assert_same_step(found: Any, expected: Any) -> None:
+def assert_same_step(found: Any, expected: Any, *, rounding: float = 1e-4) -> None:
+    """Equal up to rounding, which in a sum whose terms cancel is that of the terms."""
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
-        rounding = max(1e-6, 1e-4 * float(gradient.abs().max()))
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=rounding, msg=name)
+        room = max(1e-6, rounding * float(gradient.abs().max()))
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=room, msg=name)
     assert {place: len(each) for place, each in found[2].items()} == {p: len(each) for p, each in expected[2].items()}
 
 
@@ -143,17 +144,18 @@ def test_a_compiled_family_gives_the_same_step(family: type[FamilySpec], name: s
 
 @pytest.mark.slow
 def test_a_mixture_compiled_to_code_gives_the_same_step() -> None:
-    assert_compiled_same(make(next(router_specs(depends_on="input")), EVERYWHERE), "inductor")
+    mixture = make(next(router_specs(depends_on="input")), EVERYWHERE)
+    assert_compiled_same(mixture, "inductor", rounding=1e-3)  # fused kernels add up in another order
 
 
-def assert_compiled_same(mixture: Mixture, backend: str) -> None:
+def assert_compiled_same(mixture: Mixture, backend: str, **judged: float) -> None:
     torch._dynamo.reset()
     expected = step(mixture)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dynamo warns of what it leaves to Python
         compiled = torch.compile(mixture, backend=backend)
-        assert_same_step(step(mixture, compiled), expected)
-        assert_same_step(step(mixture, compiled), expected)
+        assert_same_step(step(mixture, compiled), expected, **judged)
+        assert_same_step(step(mixture, compiled), expected, **judged)
     assert mixture.context.call is None
     torch._dynamo.reset()
 
