@@ -157,6 +157,20 @@ class RouterSpec(ABC):
         return tuple(experts)
 
     @property
+    def passes(self) -> int:
+        """How many times training runs a batch, each with a routing of its own; more than 1 for sampled choices."""
+        return 1
+
+    def policy_loss(self, log_prob: Tensor, losses: Tensor) -> Tensor:
+        """Return what teaches routers by their sampled choices, a scalar; asked where there are several passes.
+
+        Args:
+            log_prob: Log-probability of each row's choices, over all places and tokens, (M, B).
+            losses: Summed loss of each row's answer, (M, B), with M the number of passes.
+        """
+        raise AssertionError(f"{type(self).__name__} samples nothing")
+
+    @property
     def takes_unknown_tasks(self) -> bool:
         """Whether rows may have a task that is none of these."""
         return False

@@ -126,6 +126,14 @@ class Routing:
         parts = {name: getattr(self, name) for name in ("weights", "indices", "logits", "log_prob")}
         return replace(self, **{n: t.repeat_interleave(times, dim=0) for n, t in parts.items() if t is not None})
 
+    def judged_by(self, logits: Tensor) -> "Routing":
+        """Return the same routing with the logits that objectives judge it by.
+
+        Args:
+            logits: (B|1, T|1, H|1, E).
+        """
+        return replace(self, logits=logits)
+
     def detached(self) -> "Routing":
         """Return the same routing cut off from the graph, without logits."""
         return replace(self, weights=self.weights.detach(), logits=None, log_prob=None)

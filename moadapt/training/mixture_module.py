@@ -77,8 +77,8 @@ class MixtureModule(TaskModule):
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
         taught = router is not None and (router.depends_on == "task" or router.taught_by_task)
-        judged = any(isinstance(o, RoutingObjective) and o.needs_tasks for o in self.objectives.values())
-        self.pass_task = pass_task or taught or judged
+        self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
+        self.pass_task = pass_task or taught or any(objective.needs_tasks for objective in self._judges.values())
         self.gradient_checkpointing = gradient_checkpointing
         self.ranks = ranks
         if calibration_batches < 1:
@@ -90,6 +90,7 @@ class MixtureModule(TaskModule):
         self._stored_ranks: dict[str, Any] | None = None
         self._stored_frozen: tuple[str, ...] = ()
         self._observed: list[Observation] = []
+        self._policy: Tensor | None = None
 
     @property
     def mixture(self) -> Mixture:
@@ -157,9 +158,8 @@ class MixtureModule(TaskModule):
 
     def on_train_start(self) -> None:
         """Let objectives judge whether they suit the mixture; start what changes ranks, or go on with it."""
-        for objective in self.objectives.values():
-            if isinstance(objective, RoutingObjective):
-                objective.check(self.mixture)
+        for objective in self._judges.values():
+            objective.check(self.mixture)
         if self.ranks is not None:
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:
@@ -196,24 +196,39 @@ class MixtureModule(TaskModule):
         told: dict[str, Any] = {"task": batch.task_names} if self.pass_task else {}
         return told if batch.labels is None else {**told, "prompt_mask": batch.prompt_mask}
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return loss and count of tokens of every row, and keep what the routers decided."""
-        if not any(isinstance(objective, RoutingObjective) for objective in self.objectives.values()):
-            return super().losses(batch)
-        with self.mixture.observe() as self._observed:
-            return super().losses(batch)
+    def losses(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
+        """Return loss and count of tokens of every row, and keep what the routers decided.
 
-    def penalty(self) -> Tensor | None:
-        """Return the weighted sum of the objectives on routings, over all processes; None without any."""
-        chosen = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
-        observed, self._observed = self._observed, []
-        if not chosen:
-            return None
-        reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        values = routing_values(chosen, self.mixture, observed, reduce)
-        for name, value in values.items():
-            self.log(f"objective/{name}", value.detach())
-        return torch.stack([chosen[name].weight * value for name, value in values.items()]).sum()
+        Where they sample, that is the mean loss over several passes, each with choices of its own.
+        """
+        passes = 1 if self.router is None else self.router.passes
+        if passes == 1 and not self._judges:
+            return super().losses(batch, *key)
+        found, chances = [], []
+        for index in range(passes):
+            with self.mixture.observe() as observed:
+                losses, counts = super().losses(batch, *key, *([index] if passes > 1 else []))
+            self._observed += observed
+            found.append(losses)
+            chances += [_log_prob(observed, len(losses))] if passes > 1 else []
+        if chances:
+            assert self.router is not None, "routers sample"
+            self._policy = self.router.policy_loss(torch.stack(chances), torch.stack(found))
+        return torch.stack(found).mean(dim=0), counts
+
+    def penalty(self, tokens: Tensor) -> Tensor | None:
+        """Return the weighted sum of the objectives on routings, and what teaches routers that sample."""
+        terms = []
+        if self._judges:
+            reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
+            values = routing_values(self._judges, self.mixture, self._observed, reduce)
+            for name, value in values.items():
+                self.log(f"objective/{name}", value.detach())
+                terms.append(self._judges[name].weight * value)
+        if self._policy is not None:
+            terms.append(self._policy / tokens)
+        self._observed, self._policy = [], None
+        return torch.stack(terms).sum() if terms else None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Show the gradients of the loss to what changes ranks, then add those of the objectives on parameters.
@@ -301,6 +316,12 @@ class MixtureModule(TaskModule):
             keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
             options = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}  # nobody reads the logits
             return input_means(base, sites, ({**batch.inputs, **options} for batch in cast))
+
+
+def _log_prob(observed: Iterable[Observation], rows: int) -> Tensor:
+    """Return the log-probability of each row's sampled choices, over all places, (B,)."""
+    found = [each.routing.log_prob for each in observed]
+    return torch.stack([chance.expand(rows, 1, 1)[:, 0, 0] for chance in found if chance is not None]).sum(dim=0)
 
 
 def add_gradients(value: Tensor, optimizer: ExpertAdamW) -> None:

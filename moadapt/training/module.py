@@ -73,10 +73,13 @@ class TaskModule(lightning.LightningModule, ABC):
         """Return for each bank its stacked parameters, with the expert of every row."""
         return []
 
-    def penalty(self) -> Tensor | None:
+    def penalty(self, tokens: Tensor) -> Tensor | None:
         """Return what joins the loss of the last batch besides its answers, over all processes; None where nothing.
 
         Its gradients are this process's share.
+
+        Args:
+            tokens: How many answer tokens the batch has on all processes, a scalar.
         """
         return None
 
@@ -93,9 +96,14 @@ class TaskModule(lightning.LightningModule, ABC):
             self._transformer = base
             self.model = self.build(base).train()
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss of every row's answer and its count of tokens, (B,), with the noise of the step."""
-        with keyed_noise(self.device, self.seed, batch.step, self.global_rank):
+    def losses(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of every row's answer and its count of tokens, (B,), with the noise of the step.
+
+        Args:
+            batch: The rows.
+            key: Numbers from 0 that tell the noise of several passes apart.
+        """
+        with keyed_noise(self.device, self.seed, batch.step, self.global_rank, *key):
             keeps = "logits_to_keep" in inspect.signature(self.transformer.forward).parameters
             logits = answer_logits(self.model, batch.cast(self.transformer.dtype), keeps, **self.options(batch))
             return row_losses(logits, batch)
@@ -116,7 +124,7 @@ class TaskModule(lightning.LightningModule, ABC):
         assert self._tokens is not None, "set with the first batch"
         self._tokens = self._tokens + tokens
         loss = losses.sum() / self._nominal
-        penalty = self.penalty()
+        penalty = self.penalty(tokens)
         if penalty is not None:  # of accumulated batches each counts by its tokens, as the loss does
             loss = loss + penalty * (tokens / self._nominal)
         return loss * self.trainer.world_size  # processes' gradients are averaged, and each has its share alone

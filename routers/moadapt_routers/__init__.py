@@ -2,7 +2,28 @@
 
 from moadapt_routers.by_task import ByTask
 from moadapt_routers.constant import Constant
+from moadapt_routers.hard_to_soft import HardToSoft
+from moadapt_routers.meteora import MeteoRA
+from moadapt_routers.prompt_mlp import PromptMLP
+from moadapt_routers.remix import ReMix
+from moadapt_routers.scenario import Scenario
 from moadapt_routers.softmax import Softmax
+from moadapt_routers.sparsemax import Sparsemax
+from moadapt_routers.switch import Switch
 from moadapt_routers.top_k import TopK
+from moadapt_routers.top_p import TopP
 
-__all__ = ["ByTask", "Constant", "Softmax", "TopK"]
+__all__ = [
+    "ByTask",
+    "Constant",
+    "HardToSoft",
+    "MeteoRA",
+    "PromptMLP",
+    "ReMix",
+    "Scenario",
+    "Softmax",
+    "Sparsemax",
+    "Switch",
+    "TopK",
+    "TopP",
+]

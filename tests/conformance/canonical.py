@@ -174,9 +174,15 @@ def make(
     return mixture.eval()
 
 
+def exact(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs whose numbers are float64."""
+    return {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
+
+
 def weights_by_place(mixture: Mixture, **inputs: Any) -> dict[str, Tensor]:
-    """Run a mixture and return the dense weights of every place."""
+    """Run a mixture in float64, where only a leak can show, and return the dense weights of every place."""
+    mixture.double()
     with torch.no_grad(), mixture.trace() as trace:
-        mixture(**inputs)
+        mixture(**exact(inputs))
     assert all(len(found) == 1 for found in trace.routings.values())
     return {place: found[0] for place, found in trace.routings.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moadapt import Mixture, RouterSpec
-from tests.conformance.canonical import LANGUAGE, TASKS, Placement, label, make, router_cases, router_specs
+from tests.conformance.canonical import LANGUAGE, TASKS, Placement, exact, label, make, router_cases, router_specs
 from tests.models import IMAGE_TOKEN, llava_batch, prompt_of, ragged_prompts, tiny_llama, unpadded
 
 CASES = router_cases()
@@ -67,7 +67,7 @@ def test_a_loop_of_forwards_gives_what_generate_gives(router: RouterSpec, placem
 
 @pytest.mark.parametrize(("router", "placement"), CASES)
 def test_generation_routes_as_training_does(router: RouterSpec, placement: Placement) -> None:
-    mixture, batch = make(router, placement), llava_batch()
+    mixture, batch = make(router, placement).double(), exact(llava_batch())
     with torch.no_grad(), mixture.trace() as training:
         mixture(**batch, task=TASKS)
     with mixture.trace() as generating:

@@ -22,14 +22,14 @@ SEQUENCE = router_cases(scope="sequence")
 READING = router_cases(scope="sequence", depends_on="input")
 TOKEN = router_cases(scope="token")
 PROMPT = 5
+OF_PLACES = [r for r in router_specs(depends_on="input") if r.per != "model" and r.reads == "place"]
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal weights up to rounding, and the same experts chosen."""
+    """Equal weights up to rounding, so the same experts, except such as are nearly at 0."""
     assert found.keys() == expected.keys()
     for place, weights in expected.items():
         torch.testing.assert_close(found[place], weights, rtol=0, atol=1e-5, msg=place)
-        assert torch.equal(found[place] > 0, weights > 0), place
 
 
 def other_tokens(ids: Tensor) -> Tensor:
@@ -40,11 +40,15 @@ def other_tokens(ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("router", "placement"), READING)
 def test_rows_get_different_weights(router: RouterSpec, placement: Placement) -> None:
-    found = weights_by_place(make(router, placement), **llava_batch())
+    """Judged by what weights are made of, as routers that choose may choose alike."""
+    mixture = make(router, placement)
+    with torch.no_grad(), mixture.observe() as found:
+        mixture(**llava_batch(), task=TASKS)
     assert found
-    for weights in found.values():
-        assert weights.shape == (3, 1, 1, 3)
-        assert (weights[0] - weights[1]).abs().max() > 1e-4
+    for each in found:
+        made_of = each.routing.dense() if each.routing.logits is None else each.routing.logits
+        assert made_of.shape == (3, 1, 1, 3)
+        assert (made_of[0] - made_of[1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("router", "placement"), SEQUENCE)
@@ -86,7 +90,7 @@ def test_sequence_routing_is_blind_to_padding(router: RouterSpec, placement: Pla
     assert_same(weights_by_place(mixture, **padded(batch, amount, side), task=TASKS), expected)
 
 
-@pytest.mark.parametrize("router", [r for r in router_specs(depends_on="input") if r.per != "model"], ids=label)
+@pytest.mark.parametrize("router", OF_PLACES, ids=label)
 def test_vision_routing_is_blind_to_the_number_of_tokens(router: RouterSpec) -> None:
     """A call with as many tokens as patches must not take one for the other."""
     mixture, batch = make(router), prompt_of(llava_batch())
@@ -170,7 +174,7 @@ def _past(found: dict[str, Tensor], start: int) -> dict[str, Tensor]:
 def test_what_enters_the_head_is_not_read_by_sequence(router: RouterSpec) -> None:
     """With `logits_to_keep` the head sees the last tokens only, which are those of the answer."""
     heads = Placement(kinds=("other",))
-    if router.per in ("layer", "site"):
+    if router in OF_PLACES and router.per != "tower":
         with pytest.raises(
             ValueError, match=r'read the input of lm_head, which lies outside.*use per="tower" or "model"'
         ):

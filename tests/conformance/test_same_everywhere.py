@@ -31,6 +31,7 @@ def step(mixture: Mixture, run: Any = None) -> tuple[Tensor, dict[str, Tensor], 
     """Loss, gradients and routings of one training step."""
     mixture.train()
     mixture.zero_grad()
+    torch.manual_seed(0)  # some routers sample while they are trained
     batch = llava_batch()
     if isinstance(mixture.base, LlamaForCausalLM):
         del batch["pixel_values"]

@@ -172,9 +172,9 @@ def test_a_scope_or_place_that_a_router_has_not_is_refused(given: dict[str, Any]
         (lambda: Softmax(temperature=0.0), "Softmax got temperature=0.0; it must be above 0"),
         (lambda: Softmax(temperature=float("nan")), "Softmax got temperature=nan; it must be above 0"),
         (lambda: TopK(k=0), "TopK got k=0; it must be at least 1"),
-        (lambda: TopK(k=5).build(WIDTH, EXPERTS), "TopK got k=5, but there are 4 experts; choose k of at most that"),
+        (lambda: TopK(k=5).build(WIDTH, EXPERTS), "TopK needs 5 experts or more, but there are 4; choose fewer"),
         (lambda: Constant(weights=(1.0,)).build(WIDTH, EXPERTS), "Constant got 1 weights for 4 experts; give one"),
-        (lambda: TopK(k=3).build(WIDTH, EXPERTS).trim([0, 1]), "top-3 routing cannot go on with 2 experts; keep at"),
+        (lambda: TopK(k=3).build(WIDTH, EXPERTS).trim([0, 1]), "cannot go on with 2 experts; keep at least 3"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
