@@ -4,6 +4,7 @@ from moadapt.objectives.load_balance import LoadBalance
 from moadapt.objectives.objective import Objective, ParameterObjective, RoutingObjective
 from moadapt.objectives.orthogonality import Orthogonality
 from moadapt.objectives.overlap import Overlap, overlaps
+from moadapt.objectives.task_cross_entropy import TaskCrossEntropy
 
 __all__ = [
     "LoadBalance",
@@ -12,5 +13,6 @@ __all__ = [
     "Overlap",
     "ParameterObjective",
     "RoutingObjective",
+    "TaskCrossEntropy",
     "overlaps",
 ]

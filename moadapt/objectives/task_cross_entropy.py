@@ -1,0 +1,53 @@
+"""Cross-entropy of the routers' logits with the expert that bears a task's name: routing taught by label.
+
+Xu et al., "MeteoRA", section 3.3. What routers cannot learn from the loss of the answers, as where one chosen expert has
+weight 1 whatever its logit, they learn from it.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moadapt.objectives.objective import RoutingObjective
+from moadapt.objectives.routed import Routed
+from moadapt.registry import OBJECTIVES
+
+if TYPE_CHECKING:
+    from moadapt.mixture import Mixture
+
+
+@OBJECTIVES.register("task_cross_entropy")
+@dataclass(frozen=True, kw_only=True)
+class TaskCrossEntropy(RoutingObjective):
+    """Mean cross-entropy, in nats, over inputs whose task has an expert of its name."""
+
+    needs_tasks: ClassVar[bool] = True
+
+    def check(self, mixture: "Mixture") -> None:
+        """Refuse a mixture in which no expert bears a task's name.
+
+        Raises:
+            ValueError: It is so.
+        """
+        if not set(mixture.tasks) & set(mixture.experts):
+            raise ValueError(
+                f"TaskCrossEntropy teaches experts that are named after tasks, and none of {', '.join(mixture.experts)} "
+                f"is one of {', '.join(mixture.tasks)}; rename the experts, or leave it out"
+            )
+
+    def sums(self, routed: Routed) -> Tensor:
+        """Return the cross-entropies and the number of inputs that count, (2,)."""
+        logits, tasks = routed.logits, routed.tasks
+        if logits is None or tasks is None:
+            what = "routers that give logits" if logits is None else "the task of every row"
+            raise ValueError(f"TaskCrossEntropy needs {what}; choose another router or objective, or pass the tasks")
+        own = routed.task_experts[tasks.clamp(min=0)].masked_fill(tasks < 0, -1)
+        losses = functional.cross_entropy(logits, own, ignore_index=-1, reduction="none")
+        return torch.stack([routed.total(losses), routed.total((own >= 0).to(losses))])
+
+    def value(self, sums: Tensor, routed: Routed) -> Tensor:
+        """Return the mean."""
+        return sums[0] / sums[1].clamp(min=1)
