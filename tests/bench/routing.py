@@ -232,14 +232,15 @@ def step_ratios(steps: Mapping[str, Step], rounds: int) -> dict[str, float]:
     """Return each variant's median paired ratio to the reference."""
     ratios: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
-        seconds = {name: _cpu_seconds(step) for name, step in steps.items()}
+        seconds = {name: cpu_seconds(step) for name, step in steps.items()}
         if turn >= 2:  # two rounds warm up
             for name, value in seconds.items():
                 ratios[name].append(value / seconds[REFERENCE])
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def _cpu_seconds(step: Step) -> float:
+def cpu_seconds(step: Step) -> float:
+    """Return the CPU time of one step."""
     start = time.process_time()
     step()
     return time.process_time() - start
