@@ -37,6 +37,7 @@ TASKS = ("vqa", "captioning", "grounding")
 SCORES = {"vqa/accuracy": "VQA accuracy", "captioning/cider_d": "CIDEr-D", "grounding/accuracy": "box accuracy"}
 BOTH_TOWERS = Placement(towers=("vision", "language"))
 Choice = dict[str, Any]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,27 @@ def module_of(variant: Variant, seed: int, rate: float) -> MixtureModule:
     )
 
 
-def run(name: str, seed: int, settings: DemoSettings, data: MixedTasks, rate: float | None, out: Path) -> None:
+def run(
+    name: str,
+    variant: Variant,
+    settings: DemoSettings,
+    data: MixedTasks,
+    rate: float | None,
+    out: Path,
+    more: Callable[[MixtureModule, Path], Record] = lambda module, folder: {},
+) -> None:
     """Train and score one run, or leave what is done.
 
     Args:
         name: Of the variant.
-        seed: Of data order and adapters.
-        settings: Steps and rows.
+        variant: What it is.
+        settings: Steps, rows, and the seed of data order and adapters.
         data: The rows.
         rate: Another peak learning rate than the variant's.
         out: Folder of all runs.
+        more: Finds what else goes into its record, and may keep files in its folder.
     """
-    variant = VARIANTS[name]
-    chosen = variant.rate if rate is None else rate
+    seed, chosen = settings.seed, variant.rate if rate is None else rate
     folder = out / slug(name) / f"{chosen:g}" / str(seed)
     key = settings.key() | {"variant": name, "rate": chosen}
     lightning.seed_everything(seed, verbose=False)
@@ -175,7 +184,17 @@ def run(name: str, seed: int, settings: DemoSettings, data: MixedTasks, rate: fl
         "parameters": count,
         "scores": scores,
     }
-    write_json(folder / "record.json", record | {"seconds": trained["seconds"]})
+    write_json(folder / "record.json", record | {"seconds": trained["seconds"]} | more(module, folder))
+
+
+def prepared(seed: int, steps: int) -> tuple[DemoSettings, MixedTasks]:
+    """Return the demo's settings and rows."""
+    settings = DemoSettings(seed=seed, steps=steps)
+    data = settings.data_module()
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("predict")
+    return settings, data
 
 
 def slug(name: str) -> str:
@@ -202,14 +221,15 @@ def table(found: Iterable[Mapping[str, Any]]) -> str:
                 heads = ["variant", "rate", "trained", *SCORES.values(), "seeds"]
                 lines += ["", f"**{group}**", "", f"| {' | '.join(heads)} |"]
                 lines.append("|---" * len(heads) + "|")
-            cells = [_spread([run["scores"][score] for run in runs], 2 if "cider" in score else 3) for score in SCORES]
+            cells = [spread([run["scores"][score] for run in runs], 2 if "cider" in score else 3) for score in SCORES]
             lines.append(f"| {name} | {rate:g} | {runs[0]['parameters']:,} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float], digits: int) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+def spread(values: list[float], digits: int) -> str:
+    """Return mean and standard deviation in words; of a single value, the value."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> None:
@@ -227,13 +247,9 @@ def main() -> None:
     if given.do == "run":
         torch.set_num_threads(given.threads)
         for seed in given.seeds:
-            settings = DemoSettings(seed=seed, steps=given.steps)
-            data = settings.data_module()
-            data.prepare_data()
-            data.setup("fit")
-            data.setup("predict")
+            settings, data = prepared(seed, given.steps)
             for name in given.only:
-                run(name, seed, settings, data, given.rate, given.out)
+                run(name, VARIANTS[name], settings, data, given.rate, given.out)
     print(table(records(given.out)))
 
 
