@@ -1,6 +1,7 @@
 """Many adapters on one frozen transformers model, and a router that learns which of them each input needs."""
 
 from moadapt.attaching import attach, load
+from moadapt.averaging import average
 from moadapt.initialising import initialise
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
@@ -19,6 +20,7 @@ __all__ = [
     "RoutingContext",
     "anatomy",
     "attach",
+    "average",
     "initialise",
     "load",
 ]

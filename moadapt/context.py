@@ -64,6 +64,7 @@ class CallContext:
         self.override: Routing | None = None
         self.available: Tensor | None = None
         self.progress: Tensor | None = None
+        self.noise: torch.Generator | None = None
         self.traces: list[Trace] = []
         self.observers: list[list[Observation]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
@@ -253,7 +254,11 @@ class CallContext:
     def _see(self, call: Call, place: Place, hidden: Tensor | None, *, reached: bool = True) -> RoutingContext:
         """Return what routers may look at that read these hidden states."""
         given = RoutingContext(
-            task_ids=call.task_ids, available=self.available, progress=self.progress, tower=place.tower
+            task_ids=call.task_ids,
+            available=self.available,
+            progress=self.progress,
+            tower=place.tower,
+            noise=self.noise,
         )
         if hidden is None:
             return given

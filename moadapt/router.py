@@ -40,6 +40,7 @@ class RoutingContext:
         real: Which tokens are no padding, (B, T); None where all are.
         progress: How much of the training is over, a scalar from 0 to 1; None when it is, and after it.
         tower: Name of the tower that the place is in.
+        noise: What to draw from in training so that all processes draw the same; None where nobody cares.
     """
 
     hidden: Tensor | None = None
@@ -50,6 +51,7 @@ class RoutingContext:
     real: Tensor | None = None
     progress: Tensor | None = None
     tower: str = "language"
+    noise: torch.Generator | None = None
 
     @cached_property
     def pooled(self) -> Tensor:

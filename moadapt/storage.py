@@ -133,10 +133,7 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
     """
     stored = _read_spec(folder)
     _check_base(folder, stored["base"], base)
-    try:
-        found = load_file(folder / _TENSORS, device=str(base.device))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
+    found = _read_tensors(folder, base.device)
     try:
         with filled_later():
             mixture = Mixture(base, _spec_of(stored))
@@ -154,6 +151,28 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
         mixture.detach()
         raise ValueError(f"{folder / _SPEC}: {error}") from error
     return mixture
+
+
+def copy_adapters(mixture: Mixture, folder: Path) -> None:
+    """Copy a saved mixture's adapters into those of the same names and sites; routers stay as they are.
+
+    Args:
+        mixture: On the same base.
+        folder: What `save` wrote.
+
+    Raises:
+        ValueError: The folder is no mixture of this base, or lacks an adapter, or one has another shape.
+    """
+    stored = _read_spec(folder)
+    with mixture.bare_base() as base:
+        _check_base(folder, stored["base"], base)
+    found = _read_tensors(folder, mixture.base.device)
+    for site, bank in mixture.banks():
+        for name in bank.names:
+            try:
+                bank.load_state(name, _below(f"adapters/{name}/{site.path}/", found))
+            except ValueError as error:
+                raise ValueError(f"{folder / _TENSORS}: {error}") from error
 
 
 def fill(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
@@ -234,6 +253,13 @@ def _read_spec(folder: Path) -> dict[str, Any]:
             f"{file} has schema {schema!r}; this version reads schema {SCHEMA} with {', '.join(sorted(keys))}"
         )
     return stored
+
+
+def _read_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / _TENSORS, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
 
 
 def _spec_of(stored: Mapping[str, Any]) -> MixtureSpec:

@@ -159,6 +159,20 @@ class Bank(nn.Module, ABC):
             NotMergeable: The family is no affine map; the message says why.
         """
 
+    def delta_of_heads(self, routing: Routing) -> Delta:
+        """Return the affine map under fixed weights that differ from head to head, or blend parameters.
+
+        Args:
+            routing: The same for all rows and tokens, (1, 1, H, E).
+
+        Raises:
+            NotMergeable: The family has none; the message says so.
+        """
+        raise NotMergeable(
+            f"{self.family.__name__} cannot be merged under weights by head or of parameters; merge LoRAs, or use a "
+            "router that gives each adapter one weight"
+        )
+
     def low_rank(self) -> Factors | None:
         """Return the adapters in low-rank form, through which gradients reach them; None where there is none."""
         return None

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moadapt.adapters.blending import blended
 from moadapt.adapters.family import Adapter, Delta, Factors
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
 from moadapt.adapters.initial.plain import Uniform
@@ -202,6 +203,19 @@ class LoRABank(StackedBank):
         spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
         return Delta(down, up * spread.reshape(-1, 1))
 
+    def delta_of_heads(self, routing: Routing) -> Delta:
+        """Return the factors under fixed weights by head, or of blended parameters."""
+        down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
+        if routing.combines == "parameters":
+            pairs = [(down[0], up[0]) for down, up in blended(self, routing, up.dtype)]
+            pairs += [self._shared_factors(up.dtype)] if self._shared_ranks else []
+            downs, ups = zip(*pairs, strict=True)
+            return Delta(torch.cat(downs).detach(), torch.cat(ups).detach())
+        weights = self.spread(all_weights(routing, up), "rank")[0, 0].to(up.dtype) * self._ranks.scale(up.dtype)
+        self.check_heads(len(weights), self.site.out_features)
+        slices = rearrange(up, "r (h f) -> r h f", h=len(weights)) * weights.T.unsqueeze(2)
+        return Delta(down, slices.flatten(1))
+
     def low_rank(self) -> Factors:
         """Return the stacked factors, the scales folded into `up`."""
         down, up = self.factors(self.stack("up").dtype)
@@ -325,36 +339,35 @@ class LoRABank(StackedBank):
                 f"{self.site.path}: a router that blends parameters needs every expert at every site, so no gate can "
                 "shut one out; choose a router that blends outputs"
             )
-        experts = sorted((a for p in ("expert", "frozen") for a in self._adapters[p]), key=lambda a: a.expert or 0)
-        ranks = {a.name: spec_of(a).rank_at(self.site) for a in experts}
-        specs = {(ranks[a.name], spec_of(a).scale) for a in experts}
-        if len(specs) != 1 or len(experts) != routing.num_experts or routing.per_token or x.ndim != 3:
-            raise ValueError(
-                f"{self.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
-                f"scale, and weights without a token axis; got the ranks {ranks}"
-            )
-        weights = routing.dense()[:, 0].to(y.dtype)
-        heads = weights.shape[1]
-        self.check_heads(heads, self.site.in_features, self.site.out_features)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
-
-        def blended(side: str) -> Tensor:
-            stacked = torch.stack([self._live(a.name, side) for a in experts]).to(y.dtype)
-            slices = rearrange(stacked, "e r (h d) -> e r h d", h=heads)
-            return torch.einsum("bhe,erhd->brhd", weights, slices).flatten(2)
-
-        added = (x @ blended("down").mT) @ blended("up")
-        if self._shifts:
-            added = added - (x @ blended("start_down").mT) @ blended("start_up")
-        y = y + added * next(iter(specs))[1]
+        if x.ndim != 3:
+            raise ValueError(
+                f"{self.site.path}: blending parameters needs input with rows and tokens, got {tuple(x.shape)}"
+            )
+        for down, up in blended(self, routing, y.dtype):
+            y = y + (x @ down.mT) @ up
         if not self._shared_ranks:
             return y
-        shared = self._ranks.scale(y.dtype)[: self._shared_ranks]
-        down, up = (side[: self._shared_ranks] for side in self.factors(y.dtype))
-        return y + (x @ down.T) * shared @ up
+        down, up = self._shared_factors(y.dtype)
+        return y + (x @ down.T) @ up
 
-    def _live(self, name: str, side: str) -> Tensor:
-        return self._slice(self._part_of(name), name, side)
+    def _shared_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the shared adapter's `down (R, D)` and `up (R, F)`, its scale in `up`."""
+        down, up = (side[: self._shared_ranks] for side in self.factors(dtype))
+        return down, up * self._ranks.scale(dtype)[: self._shared_ranks].unsqueeze(1)
+
+    def experts(self) -> list[Adapter]:
+        """Return the experts here in the order of their indices."""
+        found = [adapter for part in ("expert", "frozen") for adapter in self._adapters[part]]
+        return sorted(found, key=lambda adapter: adapter.expert or 0)
+
+    def shape_of(self, adapter: Adapter) -> tuple[int, float]:
+        """Return the rank of an adapter here and the factor of its product."""
+        return spec_of(adapter).rank_at(self.site), spec_of(adapter).scale
+
+    def live(self, name: str, tensor: str) -> Tensor:
+        """Return a tensor of one adapter, through which gradients reach it."""
+        return self._slice(self._part_of(name), name, tensor)
 
 
 def _experts(routing: Routing | None) -> Tensor | None:
@@ -365,16 +378,3 @@ def _experts(routing: Routing | None) -> Tensor | None:
 def spec_of(adapter: Adapter) -> LowRank:
     """Return what the user wrote for an adapter."""
     return cast(LowRank, adapter.spec)
-
-
-def refuse_blending(site: Site, routing: Routing | None) -> None:
-    """Refuse weights that blend parameters where only outputs can be blended.
-
-    Raises:
-        ValueError: They do.
-    """
-    if routing is not None and routing.combines == "parameters":
-        raise ValueError(
-            f"{site.path}: LoRA cannot blend parameters at a site of form {site.form!r}; choose a router that blends "
-            "outputs, or place experts at linear layers only"
-        )

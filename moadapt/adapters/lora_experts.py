@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moadapt.adapters.blending import refuse_blending
 from moadapt.adapters.family import Adapter, Delta
-from moadapt.adapters.lora_bank import LowRank, refuse_blending, spec_of
+from moadapt.adapters.lora_bank import LowRank, spec_of
 from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing

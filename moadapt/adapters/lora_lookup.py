@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.lora_bank import LoRABank, LowRank, refuse_blending
+from moadapt.adapters.blending import refuse_blending
+from moadapt.adapters.lora_bank import LoRABank, LowRank
 from moadapt.adapters.stacked import PARTS, all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing

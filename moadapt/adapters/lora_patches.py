@@ -7,7 +7,8 @@ as in Hu et al.'s released code. Axes: N images, C channels in, F channels out, 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.lora_bank import LoRABank, refuse_blending
+from moadapt.adapters.blending import refuse_blending
+from moadapt.adapters.lora_bank import LoRABank
 from moadapt.adapters.stacked import all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing

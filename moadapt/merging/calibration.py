@@ -80,12 +80,17 @@ def moments(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Moments]:
     sums: dict[str, Moments] = {}
     places, decodes = {place.name: place for place in mixture.places}, mixture.base.config.is_encoder_decoder
     for batch in batches:
-        with torch.no_grad(), mixture.trace() as trace:
+        with torch.no_grad(), mixture.observe() as observed:
             mixture(**batch)
-        for name, routings in trace.routings.items():
-            for weights in routings:
-                real = _real_tokens(batch, places[name], weights.shape[1], decodes)
-                _add(sums, name, weights, real, _num_rows(batch))
+        for each in observed:
+            if each.routing.combines == "parameters":
+                raise ValueError(
+                    f"the router at {each.place} blends parameters, which no average of its weights does; merge with "
+                    "method 'task' for one task"
+                )
+            weights = each.routing.dense().float().cpu()
+            real = _real_tokens(batch, places[each.place], weights.shape[1], decodes)
+            _add(sums, each.place, weights, real, _num_rows(batch))
     return {p: Moments(s.mean / s.count, s.second / s.count, s.count) for p, s in sums.items()}
 
 

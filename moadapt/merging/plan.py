@@ -15,6 +15,7 @@ from moadapt.adapters.family import Bank, Delta
 from moadapt.merging.calibration import Batch, Moments, relative_error
 from moadapt.merging.report import MergeReport
 from moadapt.mixture import Mixture
+from moadapt.routing import Routing
 from moadapt.sites import Site
 
 
@@ -24,7 +25,7 @@ class MergePlan:
     Args:
         mixture: What is merged; it stays usable.
         method: Short name of the method.
-        weights: Weights of the experts, (E,), by place.
+        weights: Weights of the experts, (E,), by place; or a routing (1, 1, H, E) where heads or parameters count.
         task: The task the merge serves; None for all.
         exact: Whether the mixture routes with just these weights for every input that the merge serves.
         found: Moments of the routing by place, where it depends on the input.
@@ -40,7 +41,7 @@ class MergePlan:
         self,
         mixture: Mixture,
         method: str,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Routing],
         *,
         task: str | None,
         exact: bool,
@@ -66,7 +67,9 @@ class MergePlan:
         """What is added at every site, one delta a family, by module path."""
         found: dict[str, list[Delta]] = {}
         for site, bank in self.mixture.banks():
-            found.setdefault(site.path, []).append(bank.delta(self._weights.get(site.path, self._none)))
+            weights = self._weights.get(site.path, self._none)
+            delta = bank.delta_of_heads(weights) if isinstance(weights, Routing) else bank.delta(weights)
+            found.setdefault(site.path, []).append(delta)
         return found
 
     @cached_property
@@ -109,8 +112,10 @@ class MergePlan:
         """Relative error of what all families of a site add up to."""
         shared = _total([bank.delta(self._none) for bank in banks])
         own = [_without(_total([b.delta(one) for b in banks]), shared) for one in torch.eye(len(self.mixture.experts))]
+        weights = self._weights[site.path]
+        assert isinstance(weights, Tensor), "weights by head are exact, and no moments were found"
         return relative_error(
-            [_compact(each) for each in (shared, *own)], self._found[site.path], self._weights[site.path].double().cpu()
+            [_compact(each) for each in (shared, *own)], self._found[site.path], weights.double().cpu()
         )
 
     def _output_kl(self) -> float | None:

@@ -61,8 +61,9 @@ class TaskMerge:
         )  # fmt: skip
 
 
-def _fixed(mixture: Mixture, index: int, task_ids: Tensor | None) -> Tensor:
+def _fixed(mixture: Mixture, index: int, task_ids: Tensor | None) -> Tensor | Routing:
     """Evaluate a router that reads at most the task."""
     with torch.no_grad():
-        routing: Routing = mixture.routers[index](RoutingContext(task_ids=task_ids))
-    return routing.dense().reshape(-1).cpu()
+        routing: Routing = mixture.routers[index](RoutingContext(task_ids=task_ids)).detached()
+    plain = routing.combines == "outputs" and routing.weights.shape[2] == 1
+    return routing.dense().reshape(-1).cpu() if plain else routing

@@ -1,7 +1,7 @@
 """Cross-entropy of the routers' logits with the expert that bears a task's name: routing taught by label.
 
-Xu et al., "MeteoRA", section 3.3. What routers cannot learn from the loss of the answers, as where one chosen expert has
-weight 1 whatever its logit, they learn from it.
+Xu et al., "MeteoRA", section 3.3. What routers cannot learn from the loss of the answers, as where one chosen expert
+has weight 1 whatever its logit, they learn from it.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,10 @@ class TaskCrossEntropy(RoutingObjective):
             ValueError: It is so.
         """
         if not set(mixture.tasks) & set(mixture.experts):
+            experts, tasks = ", ".join(mixture.experts), ", ".join(mixture.tasks)
             raise ValueError(
-                f"TaskCrossEntropy teaches experts that are named after tasks, and none of {', '.join(mixture.experts)} "
-                f"is one of {', '.join(mixture.tasks)}; rename the experts, or leave it out"
+                f"TaskCrossEntropy teaches experts named after tasks, and none of {experts} is one of {tasks}; rename "
+                "the experts, or leave it out"
             )
 
     def sums(self, routed: Routed) -> Tensor:

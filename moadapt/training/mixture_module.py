@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from moadapt.ranks.allocator import ranks_of, stored_ranks, with_ranks
 from moadapt.registry import OBJECTIVES
 from moadapt.router import RouterSpec
 from moadapt.sites import Site, anatomy
-from moadapt.storage import load_tensors, tensors
+from moadapt.storage import copy_adapters, load_tensors, tensors
 from moadapt.tracing import Observation
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
+from moadapt.training.noise import shared_noise
 from moadapt.training.optimization import ROUTER, Optimization, Role
 from moadapt.training.optimizer import ExpertAdamW
 from moadapt.training.penalties import routing_values
@@ -49,11 +51,13 @@ class MixtureModule(TaskModule):
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
         seed: Of dropout and routers' noise, from 0.
         ranks: Finds the ranks of LoRAs; by default they are those of the adapters.
+        start_from: Folder of a saved mixture on the same base whose adapters of the same names training starts from.
+        train: Whether `all` is trained or the `routers` alone, every adapter being frozen.
         calibration_batches: How many of the first training batches starts and ranks that follow data read, at least 1;
             every process reads all of them whole.
 
     Raises:
-        ValueError: There are no calibration batches.
+        ValueError: There are no calibration batches, or no router to be trained alone.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class MixtureModule(TaskModule):
         seed: int = 0,
         ranks: RankAllocator | None = None,
         calibration_batches: int = 8,
+        start_from: str | None = None,
+        train: Literal["all", "routers"] = "all",
     ) -> None:
         super().__init__(base, optimization, dtype, attn_implementation, seed)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
@@ -80,10 +86,12 @@ class MixtureModule(TaskModule):
         self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
         self.pass_task = pass_task or taught or any(objective.needs_tasks for objective in self._judges.values())
         self.gradient_checkpointing = gradient_checkpointing
-        self.ranks = ranks
+        self.ranks, self.start_from, self.trains = ranks, start_from, train
         if calibration_batches < 1:
             raise ValueError(f"calibration_batches is {calibration_batches}; give at least 1")
         self.calibration_batches = calibration_batches
+        if train == "routers" and router is None:
+            raise ValueError('train="routers" trains routers alone, and there is none; give experts and a router')
         self._fits = False
         self._ranks_found = False
         self._driver: RankDriver | None = None
@@ -110,27 +118,28 @@ class MixtureModule(TaskModule):
         return self.mixture
 
     def setup(self, stage: str) -> None:
-        """Require that tasks and experts suit each other where the router goes by task.
+        """Require that the router knows the tasks of the data where it goes by task.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            ValueError: A task has no expert, or, in training, an expert no task.
+            ValueError: It does not know one, or, in training, knows one that the data lacks.
         """
         self._fits = stage == "fit"
         if self.router is None or self.router.depends_on != "task":
             return
-        tasks, experts = list(self.data.tasks), list(self.experts or {})
+        tasks, known = list(self.data.tasks), self.router.task_names(list(self.experts or {}))
+        strange = [] if self.router.takes_unknown_tasks else [name for name in tasks if name not in known]
         alone = {
-            "tasks without expert": [name for name in tasks if name not in experts],
-            "experts without task": [name for name in experts if name not in tasks and stage == "fit"],
+            "tasks that it does not know": strange,
+            "tasks that the data lacks": [name for name in known if name not in tasks and stage == "fit"],
         }
         told = [f"{what}: {', '.join(names)}" for what, names in alone.items() if names]
         if told:
             raise ValueError(
                 f"the router goes by task, and there are {'; '.join(told)}. The data has the tasks "
-                f"{', '.join(tasks)}; name the experts after them"
+                f"{', '.join(tasks)}; name the experts after them, or give the router its tasks where it takes some"
             )
 
     def build(self, base: PreTrainedModel) -> Mixture:
@@ -138,7 +147,13 @@ class MixtureModule(TaskModule):
         spec = MixtureSpec(dict(self.experts or {}), self.shared, self.router, self.placement or Placement())
         if self.ranks is not None and not self.ranks.reads(spec, found := anatomy(base)):
             spec = self.ranks.plan(spec, found)
-        return self._on(base, spec)
+        mixture = self._on(base, spec)
+        if self.start_from is not None:
+            copy_adapters(mixture, Path(self.start_from))
+        if self.trains == "routers":
+            for adapter in spec.adapters():
+                mixture.freeze(adapter.name)
+        return mixture
 
     def configure_model(self) -> None:
         """Load the base and build on it, once; in a fit, find the ranks that follow data, unless they were loaded."""
@@ -169,10 +184,11 @@ class MixtureModule(TaskModule):
         """Tell routers how far the training is, for what they change while it runs; one without end never gets on."""
         share = min(1.0, self.trainer.global_step / self.trainer.estimated_stepping_batches)
         self.mixture.context.progress = torch.tensor(share, device=self.device)
+        self.mixture.context.noise = shared_noise(self.seed, batch.step)
 
     def on_fit_end(self) -> None:
         """Leave routers as they are in use."""
-        self.mixture.context.progress = None
+        self.mixture.context.progress = self.mixture.context.noise = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, then mask the ranks that are not kept."""

@@ -1,6 +1,6 @@
 """Random numbers of a step: a function of (seed, step, process), so that a resumed run needs no stored state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,5 +17,18 @@ def keyed_noise(device: torch.device, *key: int) -> Iterator[None]:
     """
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(_seed(key))
         yield
+
+
+def shared_noise(*key: int) -> torch.Generator:
+    """Return a source of random numbers on the CPU that is the same on every process.
+
+    Args:
+        key: Whole numbers from 0, such as seed and step.
+    """
+    return torch.Generator().manual_seed(_seed(key))
+
+
+def _seed(key: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

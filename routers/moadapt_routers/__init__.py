@@ -4,12 +4,14 @@ from moadapt_routers.by_task import ByTask
 from moadapt_routers.constant import Constant
 from moadapt_routers.hard_to_soft import HardToSoft
 from moadapt_routers.meteora import MeteoRA
+from moadapt_routers.poly import Poly
 from moadapt_routers.prompt_mlp import PromptMLP
 from moadapt_routers.remix import ReMix
 from moadapt_routers.scenario import Scenario
 from moadapt_routers.softmax import Softmax
 from moadapt_routers.sparsemax import Sparsemax
 from moadapt_routers.switch import Switch
+from moadapt_routers.task_embedding import TaskEmbedding
 from moadapt_routers.top_k import TopK
 from moadapt_routers.top_p import TopP
 
@@ -18,12 +20,14 @@ __all__ = [
     "Constant",
     "HardToSoft",
     "MeteoRA",
+    "Poly",
     "PromptMLP",
     "ReMix",
     "Scenario",
     "Softmax",
     "Sparsemax",
     "Switch",
+    "TaskEmbedding",
     "TopK",
     "TopP",
 ]

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
+
 from moadapt.registry import ROUTERS
 from moadapt.router import Router, RouterSpec, RoutingContext, Scope
 from moadapt.routing import Routing
+
+Unknown = Literal["error", "shared", "average"]
 
 
 @ROUTERS.register("by_task")
@@ -16,15 +20,33 @@ class ByTask(RouterSpec):
 
     Args:
         per: Kept for symmetry; all places route alike.
+        unknown: What a row of another task gets: an `error`, no expert, so that the `shared` adapter acts alone, or
+            the `average` of all experts.
+
+    Raises:
+        ValueError: `unknown` is none of these.
     """
+
+    unknown: Unknown = "error"
 
     scopes: ClassVar[tuple[Scope, ...]] = ("sequence",)
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "task"
     alike: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        super().__post_init__()
+        if self.unknown not in ("error", "shared", "average"):
+            raise ValueError(f"ByTask got unknown={self.unknown!r}; choose error, shared or average")
+
+    @property
+    def takes_unknown_tasks(self) -> bool:
+        """Whether rows may have a task without expert."""
+        return self.unknown != "error"
+
     def build(self, dim: int, num_experts: int) -> "ByTaskRouter":
         """Build the router of one place; `dim` is not used."""
-        return ByTaskRouter(num_experts)
+        return ByTaskRouter(num_experts, self.unknown)
 
 
 class ByTaskRouter(Router):
@@ -32,21 +54,31 @@ class ByTaskRouter(Router):
 
     Args:
         num_experts: E.
+        unknown: What rows of other tasks get.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"task_ids"})
 
-    def __init__(self, num_experts: int) -> None:
+    def __init__(self, num_experts: int, unknown: Unknown) -> None:
         super().__init__()
-        self.num_experts = num_experts
+        self.num_experts, self.unknown = num_experts, unknown
 
     def forward(self, context: RoutingContext) -> Routing:
-        """Return one index a row, (B, 1, 1, 1), of weight 1, or 0 where its expert is not available."""
+        """Return one index a row, (B, 1, 1, 1), of weight 1, or 0 where its expert is not available.
+
+        Where rows of unknown tasks get an average, weights are dense, (B, 1, 1, E).
+        """
         assert context.task_ids is not None, "the mixture gives what a router needs"
-        routing = Routing.of_rows(context.task_ids, self.num_experts)
-        if context.available is None:
-            return routing
-        return replace(routing, weights=routing.weights * context.available[routing.indices])
+        known = context.task_ids >= 0
+        routing = Routing.of_rows(context.task_ids.clamp(min=0), self.num_experts)
+        weights = routing.weights * known.view(-1, 1, 1, 1)
+        if self.unknown == "average":
+            every = torch.full((1, 1, 1, self.num_experts), 1 / self.num_experts, device=known.device)
+            dense = torch.where(known.view(-1, 1, 1, 1), routing.dense(), every)
+            return Routing(dense if context.available is None else dense * context.available, self.num_experts)
+        if context.available is not None:
+            weights = weights * context.available[routing.indices]
+        return replace(routing, weights=weights)
 
     def grow(self, count: int) -> None:
         """Know `count` more tasks."""

@@ -207,7 +207,7 @@ def test_experts_that_bear_no_tasks_name_are_refused_where_the_router_goes_by_ta
     config["model"]["experts"] = dict.fromkeys(["vqa", "captioning", "boxes"], "lora")
     assert moadapt("fit") == 2
     told = capsys.readouterr().err
-    assert "tasks without expert: grounding; experts without task: boxes" in told
+    assert "tasks that it does not know: grounding; tasks that the data lacks: boxes" in told
     assert "The data has the tasks vqa, captioning, grounding" in told
     assert not (tmp_path / "run" / "last.ckpt").exists()
 

@@ -120,7 +120,7 @@ def router_specs(*, scope: Scope | None = None, depends_on: str | None = None) -
             continue
         for chosen in router.scopes:
             if scope is None or scope == chosen:
-                places = PER if router.depends_on == "input" else ("model",)
+                places = ("model",) if router.alike else PER
                 yield from (router(scope=chosen, per=per) for per in places)
 
 

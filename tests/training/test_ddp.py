@@ -11,7 +11,7 @@ from moadapt.adapters import LoRA
 from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, data
 from moadapt.training.order import Draw, MixedOrder
-from moadapt_routers import ByTask, TopK
+from moadapt_routers import ByTask, Poly, TopK
 from tests.training import toy
 from tests.training.runs import trainer
 
@@ -58,7 +58,9 @@ def trained(folder: Path, base: str, processes: int, router: RouterSpec | None, 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
 @pytest.mark.parametrize(
-    "router", [ByTask(), TopK(k=1), TopK(k=2, scope="token"), None], ids=["task", "top1", "top2", "shared"]
+    "router",
+    [ByTask(), TopK(k=1), TopK(k=2, scope="token"), Poly(heads=2), None],
+    ids=["task", "top1", "top2", "skills", "shared"],
 )
 def test_two_processes_with_different_tasks_train_as_one(
     tmp_path: Path, base: str, router: RouterSpec | None, checkpointing: bool, monkeypatch: pytest.MonkeyPatch

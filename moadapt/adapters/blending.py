@@ -1,0 +1,67 @@
+"""LoRAs blended in parameter space: first the factors, then the product, as Poly and MHR do.
+
+Another function than a blend of outputs: `(sum w A)(sum w B)` has cross terms. Axes: B rows, H heads, E experts, R
+rank.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from moadapt.routing import Routing
+from moadapt.sites import Site
+
+if TYPE_CHECKING:
+    from moadapt.adapters.lora_bank import LoRABank
+
+
+def blended(bank: "LoRABank", routing: Routing, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Return the factors of each row's own adapter; head h blends its slices of D and of F.
+
+    Args:
+        bank: Whose experts.
+        routing: Weights of parameters, (B|1, 1, H, E).
+        dtype: What to compute in.
+
+    Returns:
+        Pairs of `down (B, R, D)` and `up (B, R, F)`, the scale in `up`, whose products add up.
+
+    Raises:
+        ValueError: The experts are not all here with one rank and scale, weights differ by token, or H does not divide
+            the site's widths.
+    """
+    experts = bank.experts()
+    shapes = {adapter.name: bank.shape_of(adapter) for adapter in experts}
+    if len(set(shapes.values())) != 1 or len(experts) != routing.num_experts or routing.per_token:
+        raise ValueError(
+            f"{bank.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
+            f"scale, and weights without a token axis; got {shapes}"
+        )
+    weights = routing.dense()[:, 0].to(dtype)
+    heads, (_, scale) = weights.shape[1], next(iter(shapes.values()))
+    bank.check_heads(heads, bank.site.in_features, bank.site.out_features)
+
+    def side(tensor: str) -> Tensor:
+        stacked = torch.stack([bank.live(adapter.name, tensor) for adapter in experts]).to(dtype)
+        slices = rearrange(stacked, "e r (h d) -> e r h d", h=heads)
+        return torch.einsum("bhe,erhd->brhd", weights, slices).flatten(2)
+
+    found = [(side("down"), side("up") * scale)]
+    if "start_down" in bank.tensors:  # what the base holds at the start is taken off
+        found.append((side("start_down"), -side("start_up") * scale))
+    return found
+
+
+def refuse_blending(site: Site, routing: Routing | None) -> None:
+    """Refuse weights that blend parameters where only outputs can be blended.
+
+    Raises:
+        ValueError: They do.
+    """
+    if routing is not None and routing.combines == "parameters":
+        raise ValueError(
+            f"{site.path}: LoRA cannot blend parameters at a site of form {site.form!r}; choose a router that blends "
+            "outputs, or place experts at linear layers only"
+        )

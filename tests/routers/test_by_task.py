@@ -1,0 +1,192 @@
+"""Routing by task: unknown tasks, skills that tasks share, and exact merges."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import moadapt
+from moadapt import Mixture, RouterSpec, RoutingContext, attach
+from moadapt.adapters import LoRA
+from moadapt_routers import ByTask, Poly, TaskEmbedding
+from tests.conformance.canonical import EVERYWHERE, EXPERTS, LANGUAGE, TASKS, make, router_cases
+from tests.models import llava_batch, tiny_llama
+
+BY_TASK = router_cases(depends_on="task")
+LEARNED = [Poly(), Poly(heads=2), TaskEmbedding()]
+
+
+def logits_of(mixture: Mixture, **more: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = mixture(**llava_batch(), **more).logits
+    return found
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "alone"])
+@pytest.mark.parametrize(("router", "placement"), [*BY_TASK, pytest.param(Poly(heads=2), LANGUAGE, id="two-heads")])
+def test_a_merge_for_a_task_is_exact(router: RouterSpec, placement: Any, shared: bool) -> None:
+    mixture = make(router, placement, shared=shared).double()
+    batch = {n: v.double() if v.is_floating_point() else v for n, v in llava_batch().items()}
+    for task in TASKS:
+        with torch.no_grad():
+            routed = mixture(**batch, task=task).logits
+            merged, report = mixture.merge("task", task=task)
+            assert report.exact
+            torch.testing.assert_close(merged(**batch).logits, routed, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "router", [ByTask(unknown="average"), *(replace(r, unknown="average") for r in LEARNED)], ids=str
+)
+def test_an_unknown_task_gets_the_average(router: RouterSpec) -> None:
+    mixture = make(router, LANGUAGE)
+    known = logits_of(mixture, task=["ask", "tell", "find"])
+    mixed = logits_of(mixture, task=["ask", "never seen", "find"])
+    torch.testing.assert_close(mixed[[0, 2]], known[[0, 2]])
+    even = {place: w[1, 0] for place, w in _weights(mixture, task=["ask", "never seen", "find"]).items()}
+    for weights in even.values():
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3))
+
+
+def test_an_unknown_task_may_get_the_shared_adapter_alone() -> None:
+    mixture = make(ByTask(unknown="shared"), LANGUAGE)
+    with mixture.override({}):
+        alone = logits_of(mixture)
+    torch.testing.assert_close(logits_of(mixture, task="never seen"), alone)
+    torch.testing.assert_close(logits_of(mixture, task=["ask", "new", "tell"])[1], alone[1])
+
+
+@pytest.mark.parametrize("router", [ByTask(), *LEARNED], ids=str)
+def test_an_unknown_task_is_an_error_otherwise(router: RouterSpec) -> None:
+    mixture = make(router, LANGUAGE)
+    with pytest.raises(ValueError, match="unknown task 'new'; this mixture knows ask, tell, find"):
+        logits_of(mixture, task=["ask", "new", "tell"])
+
+
+def _weights(mixture: Mixture, **more: Any) -> dict[str, Tensor]:
+    with torch.no_grad(), mixture.trace() as trace:
+        mixture(**llava_batch(), **more)
+    return {place: found[0] for place, found in trace.routings.items()}
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_poly_blends_factors_head_by_head(heads: int) -> None:
+    """Against a naive adapter a row, made by hand from the stored tensors."""
+    mixture = make(Poly(heads=heads, per="site"), LANGUAGE, shared=False, base=tiny_llama()).double()
+    site, bank = next(mixture.banks())
+    place = next(i for i, place in enumerate(mixture.places) if site.path in place.sites)
+    chances = torch.sigmoid(mixture.routers[place].z.detach().float())  # as routers compute
+    weights = chances / chances.sum(-1, keepdim=True)
+    x = torch.randn(3, 5, site.in_features, dtype=torch.float64)
+    routing = mixture.routers[place](RoutingContext(task_ids=torch.tensor([2, 0, 1])))
+    found = bank(x, x.new_zeros(3, 5, site.out_features), routing)
+    for row, task in enumerate([2, 0, 1]):
+        down, up = (torch.zeros_like(bank.state("ask")[side]) for side in ("down", "up"))
+        for index, name in enumerate(EXPERTS):
+            for whole, side in ((down, "down"), (up, "up")):
+                own = bank.state(name)[side]
+                width = own.shape[1] // heads
+                for head in range(heads):
+                    columns = slice(head * width, (head + 1) * width)
+                    whole[:, columns] += weights[task, head, index].double() * own[:, columns]
+        torch.testing.assert_close(found[row], x[row] @ down.T @ up, rtol=1e-9, atol=1e-12)
+
+
+def test_heads_must_divide_the_widths() -> None:
+    mixture = make(Poly(heads=5), LANGUAGE)
+    with pytest.raises(ValueError, match="5 routing heads do not divide its widths"):
+        logits_of(mixture, task=TASKS)
+
+
+def test_averaging_is_even_routing_of_parameters() -> None:
+    for shared in (True, False):
+        mixture = make(Poly(), EVERYWHERE, shared=shared)
+        for router in mixture.routers:
+            torch.nn.init.zeros_(router.z)
+        even = logits_of(mixture, task=TASKS)
+        one = moadapt.average(mixture)
+        assert one.experts == ()
+        torch.testing.assert_close(logits_of(one), even, rtol=1e-4, atol=1e-4)
+        assert all(p.requires_grad for _, p in one.named_adapter_parameters())
+
+
+def test_only_like_loras_are_averaged() -> None:
+    experts = {"a": LoRA(rank=2), "b": LoRA(rank=3)}
+    with pytest.raises(ValueError, match=r"experts that are LoRAs with the same settings.*rank=2.*rank=3"):
+        moadapt.average(attach(tiny_llama(), experts=experts, router=ByTask()))
+    with pytest.raises(ValueError, match="got none"):
+        moadapt.average(attach(tiny_llama(), shared=LoRA()))
+
+
+@pytest.mark.parametrize("router", LEARNED, ids=str)
+def test_tasks_may_have_names_of_their_own(router: Any) -> None:
+    names = ("one", "two", "three", "four")
+    mixture = make(replace(router, tasks=names), LANGUAGE)
+    assert (mixture.tasks, mixture.experts) == (names, EXPERTS)
+    assert logits_of(mixture, task=["four", "one", "two"]).isfinite().all()
+    with pytest.raises(ValueError, match="unknown task 'ask'; this mixture knows one, two, three, four"):
+        logits_of(mixture, task="ask")
+
+
+def test_training_samples_once_a_task_and_processes_agree() -> None:
+    router = Poly(heads=2, tasks=("a", "b")).build(0, 3)
+    ids = torch.tensor([0, 1, 0, 1])
+
+    def drawn(seed: int) -> Tensor:
+        noise = torch.Generator().manual_seed(seed)
+        weights: Tensor = router(RoutingContext(task_ids=ids, noise=noise)).weights
+        return weights
+
+    router.train()
+    first = drawn(1)
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[1], first[3])
+    assert not torch.allclose(first[0], first[1])
+    torch.manual_seed(5)  # another process draws its other noise elsewhere
+    assert torch.equal(drawn(1), first)
+    assert not torch.allclose(drawn(2), first)
+    router.eval()
+    assert torch.equal(drawn(1), drawn(2))
+
+
+@pytest.mark.parametrize("router", LEARNED, ids=str)
+def test_routing_alone_can_be_trained(router: Any) -> None:
+    """MHR-z: every adapter frozen, as many trained numbers as the router has, and nothing else moves."""
+    mixture = make(router, LANGUAGE)
+    for name in ("shared", *EXPERTS):
+        mixture.freeze(name)
+    trained = {name: p for name, p in mixture.named_adapter_parameters() if p.requires_grad}
+    assert all(name.startswith("routers.") for name in trained)
+    each = 3 * getattr(router, "heads", 1) * 3 if isinstance(router, Poly) else (3 + 3) * router.size
+    assert sum(p.numel() for p in trained.values()) == len(mixture.places) * each
+    before = {name: p.clone() for name, p in mixture.named_parameters()}
+    optimizer = torch.optim.SGD(trained.values(), lr=1.0)
+    mixture.train()
+    mixture(**llava_batch(), task=TASKS).loss.backward()
+    optimizer.step()
+    moved = {name for name, p in mixture.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(trained)
+
+
+@pytest.mark.parametrize("owned", [True, False], ids=["tasks of experts", "tasks of their own"])
+@pytest.mark.parametrize("spec", LEARNED, ids=str)
+def test_experts_come_and_go(spec: Any, owned: bool) -> None:
+    router = replace(spec, tasks=() if owned else ("a", "b")).build(0, 3)
+    before = router.logits().detach().clone()
+    router.grow(2)
+    after = router.logits().detach()
+    assert after.shape == ((5 if owned else 2), before.shape[1], 5)
+    torch.testing.assert_close(after[: len(before), :, :3], before)
+    router.trim([2, 0])
+    kept = router.logits().detach()
+    expected = before[..., [2, 0]][[2, 0]] if owned else before[..., [2, 0]]
+    torch.testing.assert_close(kept, expected)
+    assert router(RoutingContext(task_ids=torch.tensor([0, 1]))).num_experts == 2
+
+
+def test_blended_mixtures_have_no_mean_routing() -> None:
+    mixture = make(Poly(), LANGUAGE)
+    with pytest.raises(ValueError, match="blends parameters, which no average of its weights does; merge with"):
+        mixture.merge("mean_routing", calibration={**llava_batch(), "task": TASKS})

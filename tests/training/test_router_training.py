@@ -1,0 +1,128 @@
+"""Routers in training: routers alone on saved adapters, schedules, sampled choices."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from moadapt.adapters import LoRA
+from moadapt.objectives import TaskCrossEntropy
+from moadapt.router import RouterSpec
+from moadapt.training import MixedTasks, MixtureModule, Optimization
+from moadapt_routers import ByTask, HardToSoft, Poly, ReMix, Softmax
+from tests.training import toy
+from tests.training.runs import trainer
+
+
+def module_of(base: str, router: RouterSpec, **options: Any) -> MixtureModule:
+    torch.manual_seed(0)
+    experts = {name: LoRA(rank=2) for name in ("small", "large")}
+    settings = Optimization(learning_rate=1e-2, router_learning_rate=1e-2, warmup=0, schedule="constant")
+    return MixtureModule(base, experts, LoRA(rank=2), router, optimization=settings, **options)
+
+
+def fit(folder: Path, module: MixtureModule, *callbacks: Callback, steps: int = 3, **options: Any) -> None:
+    data = MixedTasks(module.base, toy.toy_tasks(folder, rows=(6, 6)), batch_size=4)
+    given = {"max_steps": steps, "limit_val_batches": 0, **options}
+    trainer(folder, *callbacks, **given).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize("router", [Poly(), Softmax()], ids=["poly", "softmax"])
+def test_routers_alone_are_trained_on_saved_adapters(tmp_path: Path, base: str, router: RouterSpec) -> None:
+    first = module_of(base, ByTask())
+    fit(tmp_path, first)
+    first.mixture.save(tmp_path / "saved")
+    kept = {name: tensor for name, tensor in first.tensors().items() if name.startswith("adapters/")}
+    second = module_of(base, router, start_from=str(tmp_path / "saved"), train="routers")
+    second.configure_model()
+    began = second.state_dict()
+    assert all(torch.equal(began[name], tensor) for name, tensor in kept.items())
+    began = {name: tensor.clone() for name, tensor in began.items()}
+    fit(tmp_path, second)
+    ended = second.state_dict()
+    moved = {name for name, tensor in ended.items() if not torch.equal(tensor, began[name])}
+    assert moved
+    assert all(name.startswith("routers/") for name in moved)
+    assert second.mixture.frozen == ("shared", "small", "large")
+
+
+def test_adapters_of_another_shape_are_no_start(tmp_path: Path, base: str) -> None:
+    first = module_of(base, ByTask())
+    first.configure_model()
+    first.mixture.save(tmp_path / "saved")
+    other = MixtureModule(base, {"small": LoRA(rank=3)}, None, ByTask(), start_from=str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"saved/adapters.safetensors: .*adapter 'small' needs down of shape \(3, "):
+        other.configure_model()
+    with pytest.raises(ValueError, match="there is none; give experts and a router"):
+        MixtureModule(base, None, LoRA(), train="routers")
+
+
+class Progress(Callback):
+    """Notes what routers are told and how one of them decides."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        context = pl_module.mixture.context
+        self.seen.append(float(context.progress))
+        with torch.no_grad(), pl_module.mixture.trace() as trace:
+            pl_module.mixture(**batch.inputs, task=batch.task_names, prompt_mask=batch.prompt_mask)
+        self.weights.append(next(iter(trace.routings.values()))[0])
+
+
+def test_routers_are_told_how_far_training_is(tmp_path: Path, base: str) -> None:
+    module, watch = module_of(base, HardToSoft(k=2, hard=0.5)), Progress()
+    fit(tmp_path, module, watch, steps=4)
+    assert watch.seen == [0.0, 0.25, 0.5, 0.75]
+    hard = [bool(((weights == 0) | (weights == 1)).all()) for weights in watch.weights]
+    assert hard == [True, True, False, False]
+    assert module.mixture.context.progress is None
+
+
+def test_sampled_choices_are_run_and_taught(tmp_path: Path, base: str) -> None:
+    """As many passes as samples, and a gradient for routers whose weights are constant."""
+    module = module_of(base, ReMix(k=1, samples=3))
+    passes: list[Tensor] = []
+    gradients: list[Tensor] = []
+
+    class Watch(Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            gradients.append(pl_module.mixture.routers[0].linear.bias.grad.clone())
+
+    module.configure_model()
+    module.mixture.base.register_forward_pre_hook(lambda *_: passes.append(torch.zeros(())))
+    fit(tmp_path, module, Watch(), steps=2)
+    assert len(passes) == 2 * 3
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_sampled_choices_need_no_luck_to_be_repeated(tmp_path: Path, base: str) -> None:
+    """The same seed gives the same training, with and without gradient checkpointing."""
+    ends = []
+    for options in ({}, {}, {"gradient_checkpointing": True}):
+        module = module_of(base, ReMix(k=1), **options)
+        fit(tmp_path, module, precision="64-true")
+        ends.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    for name, tensor in ends[0].items():
+        assert torch.equal(ends[1][name], tensor)
+        torch.testing.assert_close(ends[2][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_teaching_by_task_makes_a_router_know_them(tmp_path: Path, base: str) -> None:
+    module = module_of(base, Softmax(per="model"), objectives=[TaskCrossEntropy(weight=1.0)])
+    assert module.pass_task
+    fit(tmp_path, module, steps=30)
+    data = MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    with torch.no_grad(), module.mixture.eval().trace() as trace:
+        module.mixture(**batch.inputs, prompt_mask=batch.prompt_mask)
+    (weights,) = trace.routings["model"]
+    own = [module.mixture.experts.index(name) for name in batch.task_names]
+    assert weights[:, 0, 0].argmax(-1).tolist() == own
