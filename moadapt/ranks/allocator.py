@@ -54,7 +54,7 @@ class RankDriver(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankAllocator(ABC):
+class RankAllocator(ABC):  # noqa: B024, command lines take subclasses of abstract classes only
     """What a user writes to choose how ranks are found."""
 
     prunes: ClassVar[bool] = False
@@ -69,9 +69,8 @@ class RankAllocator(ABC):
         """
         return ()
 
-    @abstractmethod
     def plan(self, spec: MixtureSpec, found: Anatomy, means: Mapping[Site, Tensor] = NOTHING_READ) -> MixtureSpec:
-        """Return the spec with the ranks that a fit starts with.
+        """Return the spec with the ranks that a fit starts with; by default those that it has.
 
         Args:
             spec: What the user chose.
@@ -79,6 +78,7 @@ class RankAllocator(ABC):
             means: Mean outer products of the inputs of the sites that `reads` names, (D, D), see
                 `moadapt.input_means`.
         """
+        return spec
 
     def driver(self, banks: Iterable[tuple[Site, Bank]], steps: float) -> RankDriver | None:
         """Return what changes ranks while a fit runs; by default nothing does.

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from moadapt.adapters.family import Bank
 from moadapt.adapters.lora_bank import LoRABank
-from moadapt.mixture_spec import MixtureSpec
-from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, RankDriver, cost_of, highest, lora_banks
+from moadapt.ranks.allocator import RankAllocator, RankDriver, cost_of, highest, lora_banks
 from moadapt.registry import RANKS
-from moadapt.sites import Anatomy, Site
+from moadapt.sites import Site
 
 _TEMPERATURE = 2 / 3  # as published
 
@@ -60,10 +59,6 @@ class Gates(RankAllocator):
             raise ValueError(f"{self} is out of range; budget and learning_rate are above 0, price at least 0")
         if not 0.5 < self.start < 1 or not 0 < self.until <= 1:
             raise ValueError(f"{self}: start is above 1/2 and below 1, until above 0 and at most 1")
-
-    def plan(self, spec: MixtureSpec, found: Anatomy, means: Mapping[Site, Tensor] = NOTHING_READ) -> MixtureSpec:
-        """Return the spec as it is: a fit starts at all sites."""
-        return spec
 
     def driver(self, banks: Iterable[tuple[Site, Bank]], steps: float) -> "GateDriver":
         """Return what trains the gates.
@@ -126,6 +121,9 @@ class GateDriver(RankDriver):
         self.gated = [each for site, bank in lora_banks(banks) for each in gated_at(site, bank)]
         if not self.gated:
             raise ValueError("gates need LoRAs that train and start at zero; this mixture has none")
+        self._of_bank: dict[LoRABank, list[int]] = {}
+        for index, each in enumerate(self.gated):
+            self._of_bank.setdefault(each.bank, []).append(index)
         self.costs = torch.tensor([each.cost for each in self.gated])
         self.budget = budget_of(settings.budget, self.costs)
         start = torch.tensor(settings.start, dtype=torch.float64).logit()
@@ -194,9 +192,9 @@ class GateDriver(RankDriver):
         self.kept[open_] = highest(logits * costs, costs, self.budget)
 
     def _set(self, factors: Tensor) -> None:
-        for bank in dict.fromkeys(each.bank for each in self.gated):
-            own = zip(self.gated, factors.tolist(), strict=True)
-            bank.gate({each.adapter: factor for each, factor in own if each.bank is bank})
+        found = factors.tolist()
+        for bank, own in self._of_bank.items():
+            bank.gate({self.gated[index].adapter: found[index] for index in own})
 
     @torch.no_grad()
     def _prune(self) -> None:
@@ -236,6 +234,6 @@ def gated_at(site: Site, bank: LoRABank) -> Iterator[Gated]:
         down, up, start = getattr(bank, f"{part}_down"), getattr(bank, f"{part}_up"), 0
         while up is not None and start < len(up):
             name = names.pop(0)
-            rows = slice(start, start + len(bank.state(name)["up"]))
+            rows = slice(start, start + len(bank.live(name, "up")))
             yield Gated(site, bank, name, down, up, rows)
             start = rows.stop

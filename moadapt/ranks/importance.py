@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from moadapt.adapters.family import Bank
 from moadapt.adapters.lora_bank import LoRABank
-from moadapt.mixture_spec import MixtureSpec
-from moadapt.ranks.allocator import NOTHING_READ, RankAllocator, RankDriver, cost_of, highest, lora_banks
+from moadapt.ranks.allocator import RankAllocator, RankDriver, cost_of, highest, lora_banks
 from moadapt.registry import RANKS
-from moadapt.sites import Anatomy, Site
+from moadapt.sites import Site
 
 
 def budget_at(step: int, first: int, last: int, start: int, end: int, total: int) -> int:
@@ -87,10 +86,6 @@ class Importance(RankAllocator):
             raise ValueError(f"{self}: start and settle are shares of the steps, at least 0, and below 1 together")
         if not all(0 <= each < 1 for each in self.smoothing):
             raise ValueError(f"{self}: smoothing is two numbers from 0 to below 1")
-
-    def plan(self, spec: MixtureSpec, found: Anatomy, means: Mapping[Site, Tensor] = NOTHING_READ) -> MixtureSpec:
-        """Return the spec as it is: a fit starts with the adapters' own ranks."""
-        return spec
 
     def driver(self, banks: Iterable[tuple[Site, Bank]], steps: float) -> "ImportanceDriver":
         """Return what prunes the banks' terms over so many steps.
