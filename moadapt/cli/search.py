@@ -22,7 +22,7 @@ from moadapt.ranks.allocator import highest
 from moadapt.ranks.gates import GateDriver, budget_of
 from moadapt.specs import fields_of
 from moadapt.training import KeepLast
-from moadapt.training.keep_last import LAST
+from moadapt.training.keep_last import LAST, read_checkpoint
 from moadapt.training.probe import ProbeSites
 
 FOLDER = "search"
@@ -138,7 +138,7 @@ class Search(Interface):
 
     def _from_gates(self) -> FoundSites:
         """Read the gates from the last checkpoint: a run that was at its end made no new ones."""
-        stored = torch.load(Path(self.trainer.default_root_dir) / LAST, weights_only=True)
+        stored = read_checkpoint(Path(self.trainer.default_root_dir) / LAST)
         steps = int(self.trainer.estimated_stepping_batches)
         driver = GateDriver(self.model.mixture.banks(), self._settings.gates(), steps)
         driver.load_state(stored["ranks"])

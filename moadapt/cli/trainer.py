@@ -8,7 +8,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,7 +21,7 @@ from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
-from moadapt.training.keep_last import LAST
+from moadapt.training.keep_last import LAST, read_checkpoint
 from moadapt.training.overlap_log import LogOverlaps
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -221,8 +220,8 @@ def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
         return None
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path is {path}, which is no file; give a checkpoint, such as the {LAST} of a run")
-    try:  # Lightning's own file: its tensors and plain values are read and nothing in it is run
-        torch.load(path, weights_only=True, mmap=True, map_location="meta")
+    try:
+        read_checkpoint(Path(path), mmap=True, map_location="meta")
     except (RuntimeError, EOFError, UnpicklingError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from moadapt.training import KeepLast, MixedTasks
-from moadapt.training.keep_last import LAST
+from moadapt.training.keep_last import LAST, read_checkpoint
 from moadapt.training.module import TaskModule
 from moadapt.training.run_bar import RunBar
 
@@ -76,7 +75,7 @@ def train_run(
     done = folder / _DONE
     if done.is_file() and json.loads(done.read_text()).get("key") == key:
         module.configure_model()
-        module.load_state_dict(torch.load(folder / LAST, weights_only=True)["state_dict"])
+        module.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     started = folder / "key.json"

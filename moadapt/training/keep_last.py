@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 LAST = "last.ckpt"
@@ -29,6 +30,20 @@ class Stopped(Exception):
     def __init__(self, file: Path, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {file} holds the state")
         self.file, self.number = file, number
+
+
+def read_checkpoint(file: Path, **options: Any) -> dict[str, Any]:
+    """Read a checkpoint that Lightning wrote: tensors and plain values.
+
+    Such a file is a pickle, but with `weights_only` nothing in it is run: whatever is no tensor and no plain value is
+    an error, so that the file may come from anybody.
+
+    Args:
+        file: Such as the `last.ckpt` of a run.
+        options: Of `torch.load`, such as `map_location`.
+    """
+    found: dict[str, Any] = torch.load(file, weights_only=True, **options)
+    return found
 
 
 class KeepLast(Callback):

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
+from moadapt.training.keep_last import read_checkpoint
 from moadapt_tasks.digit_scenes.base import build_model, build_processor, build_tokenizer
 from moadapt_tasks.digit_scenes.listing import list_scene
 from moadapt_tasks.digit_scenes.listing_batches import IGNORED, ListingBatches
@@ -159,7 +160,7 @@ def pretrain(out: Path, settings: PretrainSettings, work: Path) -> None:
     model.set_attn_implementation("eager")  # on a CPU, a third of the fused kernel's time at these lengths
     module = ListingModule(model, settings)
     last = work / "last.ckpt"
-    start = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.is_file() else 0
+    start = read_checkpoint(last, mmap=True)["global_step"] if last.is_file() else 0
     saver = ModelCheckpoint(work, save_last=True, save_top_k=0, every_n_train_steps=250)
     trainer = lightning.Trainer(
         max_steps=settings.steps,
