@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moadapt.adapters.family import Bank
 from moadapt.adapters.initial import filled_later
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES, ROUTERS
+from moadapt.sites import Site
 from moadapt.specs import bind, fields_of, from_json, to_json
 
 SCHEMA = 1
@@ -206,7 +208,7 @@ def load_tensors(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
     """Copy stored tensors into a mixture; nothing is copied unless all names and shapes agree.
 
     Raises:
-        ValueError: Names or shapes differ; the first ones are listed.
+        ValueError: Names or shapes differ, and the first ones are listed; or adapters differ in what they share.
     """
     expected = tensors(mixture)
     wrong = sorted(expected.keys() ^ found.keys())
@@ -214,10 +216,21 @@ def load_tensors(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
     if wrong:
         raise ValueError(f"{len(wrong)} tensors are missing, unknown or of another shape, such as {wrong[:3]}")
     for site, bank in mixture.banks():
+        _check_common(site, bank, found)
+    for site, bank in mixture.banks():
         for name in bank.names:
             bank.load_state(name, _below(f"adapters/{name}/{site.path}/", found))
     for place, router in zip(mixture.places, mixture.routers, strict=True):
         router.load_state_dict(_below(f"routers/{place.name}/", found))
+
+
+def _check_common(site: Site, bank: Bank, found: Mapping[str, Tensor]) -> None:
+    """Refuse adapters of one bank that differ in a tensor which they have in common."""
+    for part in bank.common:
+        keys = [f"adapters/{name}/{site.path}/{part}" for name in bank.names]
+        differ = [key for key in keys if not torch.allclose(found[key], found[keys[0]], rtol=0, atol=0, equal_nan=True)]
+        if differ:
+            raise ValueError(f"{differ[0]} and {keys[0]} differ, but adapters of one site have {part} in common")
 
 
 def _take_number_types(mixture: Mixture, found: Mapping[str, Tensor]) -> None:

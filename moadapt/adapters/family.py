@@ -103,6 +103,11 @@ class Bank(nn.Module, ABC):
 
     A site holds one such bank at most.
     """
+    common: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors in `state` that all of its adapters have in common; they train until one of these is frozen.
+
+    `load_state` replaces them for all.
+    """
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:

@@ -90,12 +90,12 @@ class StackedBank(Bank):
     def state(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of one adapter."""
         part = self._part_of(name)
-        return {tensor: self._slice(part, name, tensor).detach().clone() for tensor in self.tensors}
+        return {tensor: self._slice(part, name, tensor).detach().clone() for tensor in (*self.tensors, *self.common)}
 
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of one adapter in."""
         part = self._part_of(name)
-        for tensor in self.tensors:
+        for tensor in (*self.tensors, *self.common):
             own = self._slice(part, name, tensor).detach()
             if tensor not in tensors or tensors[tensor].shape != own.shape:
                 got = {key: tuple(value.shape) for key, value in tensors.items()}
@@ -313,6 +313,8 @@ class StackedBank(Bank):
         raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
 
     def _slice(self, part: str, name: str, tensor: str) -> Tensor:
+        if tensor in self.common:
+            return self.get_parameter(tensor)
         start = 0
         for adapter in self._adapters[part]:
             stop = start + self._sizes[adapter.name][tensor]
