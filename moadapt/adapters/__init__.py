@@ -10,6 +10,7 @@ from moadapt.adapters.norm_tuning import NormTuning
 from moadapt.adapters.peft_tuner import PeftTuner
 from moadapt.adapters.prefix import Prefix
 from moadapt.adapters.prompt_tokens import PromptTokens
+from moadapt.adapters.pyramid import Pyramid
 from moadapt.adapters.scale import Scale
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "PeftTuner",
     "Prefix",
     "PromptTokens",
+    "Pyramid",
     "Scale",
 ]

@@ -114,6 +114,10 @@ def _prefix(spec: Any, site: Site, module: Any) -> int:
     return spec.length * 2 * keys + heads  # a key and a value a row, and a gate a head
 
 
+def _pyramid(spec: Any, site: Site, module: Any) -> int:
+    return spec.rank * ((site.in_features + 1) // 2 + (site.out_features + 1) // 2) + 4  # seed and kernel of stride 2
+
+
 def _scale(spec: Any, site: Site, module: Any) -> int:
     ends = site.kind == "mlp" and site.path.rsplit(".", 1)[-1] in ("down_proj", "fc2", "wo")
     return site.in_features if ends else site.out_features
@@ -129,6 +133,7 @@ FORMULAS: dict[str, Callable[[Any, Site, Any], int]] = {
     "peft": lambda spec, site, module: 2 * 8 * (site.in_features + site.out_features),  # LOHA: two products of rank 8
     "prefix": _prefix,
     "prompt_tokens": lambda spec, site, module: spec.length * site.out_features,
+    "pyramid": _pyramid,
     "scale": _scale,
 }
 """Numbers of one adapter at one site, by family, with the family's default options."""
