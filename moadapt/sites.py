@@ -4,14 +4,15 @@ A site is a module that can carry adapters. Its form says what can be done there
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from moadapt.towers import Tower, block_width, find_towers, has_linear, tower_of
+from moadapt.towers import Tower, block_width, find_towers, has_linear, is_causal, tower_of
 from moadapt.unread import is_unread
 
 FORMS = ("linear", "embedding", "conv2d", "experts", "norm", "sublayer", "entry")
@@ -43,6 +44,7 @@ class Site:
             fused `experts` of a mixture-of-experts block, a `norm`, a whole `sublayer` of a block (attention or MLP),
             or the `entry`, where text and image features enter the first block of the language tower.
         has_bias: Whether the module has a bias.
+        causal: Whether tokens must not read later ones there.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Site:
     out_features: int
     form: str = "linear"
     has_bias: bool = False
+    causal: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def anatomy(base: PreTrainedModel) -> Anatomy:
         base: Any transformers model.
     """
     towers = tuple(find_towers(base))
+    within = cache(partial(is_causal, base, towers))
     sites: list[Site] = []
     unread: list[Site] = []
     for path, module in base.named_modules():
@@ -101,8 +105,9 @@ def anatomy(base: PreTrainedModel) -> Anatomy:
             continue
         layer = next((i for i, block in enumerate(tower.blocks) if (path + ".").startswith(block + ".")), None)
         never = is_unread(base, path, tower, layer)
+        causal = within(tower, layer)
         for site in _sites_at(base, path, module, tower, layer):
-            (unread if never else sites).append(site)
+            (unread if never else sites).append(replace(site, causal=causal))
     return Anatomy(towers, tuple(sites), tuple(unread))
 
 

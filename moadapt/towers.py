@@ -102,6 +102,30 @@ def block_width(block: nn.Module) -> int | None:
     return None
 
 
+def is_causal(base: PreTrainedModel, towers: Iterable[Tower], tower: Tower, layer: int | None) -> bool:
+    """Tell whether tokens of a block must not read later ones; where nothing says that they may, they must not.
+
+    Attention says it by `is_causal`. That is not enough in what writes text: some decoders switch it off and mask the
+    text all the same, as the prompt alone may be read in both directions.
+
+    Args:
+        base: Any transformers model.
+        towers: All of its towers.
+        tower: The one that holds the block.
+        layer: Index of the block in the tower; None outside the blocks.
+    """
+    said = set[object]()
+    if layer is not None:
+        parts = base.get_submodule(tower.blocks[layer]).modules()
+        said = {part.is_causal for part in parts if isinstance(getattr(part, "is_causal", None), bool)}
+    if tower.name != "language":
+        return True in said
+    if base.config.is_encoder_decoder:
+        return layer is None or layer >= tower.stacks[0] or said != {False}
+    writes = base.can_generate() or any(other.name == "vision" for other in towers)
+    return writes or getattr(base.config, "is_decoder", False) or said != {False}
+
+
 def has_linear(module: nn.Module) -> bool:
     """Tell whether a module holds linear layers."""
     return any(isinstance(each, (nn.Linear, Conv1D)) for each in module.modules())

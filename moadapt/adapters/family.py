@@ -266,6 +266,8 @@ class FamilySpec(ABC):
     """Whether a fresh adapter changes nothing."""
     reads_prompt: ClassVar[bool] = False
     """Whether tokens may read later tokens of the prompt, so that no answer may lie in it."""
+    causal: ClassVar[bool] = True
+    """Whether tokens read no later ones outside the prompt; if they do, it sits only where attention is not causal."""
 
     standalone: ClassVar[bool] = True
     """Whether what it adds follows from a site's input and output, so that a bank can be run by itself."""
@@ -303,7 +305,12 @@ class FamilySpec(ABC):
 
     def lacks(self, site: Site) -> str | None:
         """Say why it cannot sit at a site of its forms; None where it can. Placements leave such sites out."""
-        return None
+        if self.causal or not site.causal:
+            return None
+        return (
+            "attention is causal there, or does not say that it is not, and tokens would read later ones through "
+            f"{type(self).__name__}; place it where attention goes both ways, such as Placement(towers=('vision',))"
+        )
 
     def inserts(self) -> int:
         """Return how many tokens it puts before each row's first real one, for a bank at the entry to fill."""

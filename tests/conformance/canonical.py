@@ -12,11 +12,13 @@ from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingCont
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES, ROUTERS
 from moadapt.router import PER, Scope
-from tests.models import randomize, tiny_llava
+from tests.models import PATCHES, llava_batch, randomize, tiny_llava
 
 EXPERTS = ("ask", "tell", "find")
 TASKS = list(EXPERTS)
 LANGUAGE = Placement()
+VISION = Placement(towers=("vision",))
+"""Where families that are not causal sit in place of the language tower."""
 EVERYWHERE = Placement(towers=("vision", "connector", "language"))
 PLACEMENTS = {"language": LANGUAGE, "everywhere": EVERYWHERE}
 FAMILY_PARAMS = [pytest.param(family, id=name) for name, family in FAMILIES]
@@ -41,6 +43,11 @@ def family_cases(*, legal: bool = True) -> list[Any]:
         for routing, asked in ROUTINGS.items()
         if (asked <= family.routes) is legal
     ]
+
+
+def tokens_at(family: type[FamilySpec]) -> int:
+    """How many tokens of `llava_batch` a family meets in its tower: those of a row, or patches and a class token."""
+    return llava_batch()["input_ids"].shape[1] if family.causal else PATCHES + 1
 
 
 def routing_value(
@@ -156,12 +163,14 @@ def make(
 
     Args:
         router: Of the experts; None leaves them out.
-        placement: Of all adapters.
+        placement: Of all adapters; a family that is not causal leaves the language tower for the vision tower.
         family: Of all adapters; routers are tested with LoRA.
         shared: Whether there is a shared adapter.
         fresh: Whether adapters and routers keep their initial weights.
         base: Another base.
     """
+    if placement == LANGUAGE and not family.causal:
+        placement = VISION
     mixture = attach(
         tiny_llava() if base is None else base,
         shared=family() if shared or router is None else None,

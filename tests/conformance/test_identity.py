@@ -15,6 +15,7 @@ from tests.conformance.canonical import (
     make,
     router_cases,
     routing_value,
+    tokens_at,
 )
 from tests.models import llava_batch, tiny_llava
 
@@ -23,12 +24,11 @@ from tests.models import llava_batch, tiny_llava
 @pytest.mark.parametrize(("family", "name"), family_cases())
 def test_fresh_adapters_change_nothing(family: type[FamilySpec], name: str, dtype: torch.dtype) -> None:
     batch = llava_batch()
-    tokens = batch["input_ids"].shape[1]
     base = tiny_llava().to(dtype)
     with torch.no_grad():
         plain = base(**batch).logits
         placement = LANGUAGE if name.startswith("token") else EVERYWHERE
-        router = Given(value=routing_value(name, rows=3, tokens=tokens))
+        router = Given(value=routing_value(name, rows=3, tokens=tokens_at(family)))
         mixture = make(router, placement, family=family, fresh=True, base=base)
         routed = mixture(**batch).logits
     assert torch.equal(plain, routed) is family.identity

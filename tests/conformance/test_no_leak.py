@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from moadapt import RouterSpec
+from moadapt import RouterSpec, attach
+from moadapt.adapters import FamilySpec
 from tests.conformance.canonical import (
+    FAMILY_PARAMS,
+    LANGUAGE,
     TASKS,
     Placement,
+    exact,
     label,
     make,
     router_cases,
     router_specs,
     weights_by_place,
 )
-from tests.models import PATCHES, VOCABULARY, llava_batch, padded, prompt_of, rows_of, tiny_llama
+from tests.models import PATCHES, VOCABULARY, llava_batch, padded, prompt_of, rows_of, tiny_llama, tiny_llava
 
 SEQUENCE = router_cases(scope="sequence")
 READING = router_cases(scope="sequence", depends_on="input")
@@ -159,6 +163,21 @@ def test_labels_anywhere_are_fine_where_no_prompt_is_read(router: RouterSpec) ->
     batch = llava_batch()
     mixture = make(router, Placement())
     assert mixture(**{**batch, "labels": batch["input_ids"]}).loss.isfinite()
+
+
+@pytest.mark.parametrize("family", FAMILY_PARAMS)
+def test_no_token_of_an_answer_is_read_before_it_or_the_tower_is_refused(family: type[FamilySpec]) -> None:
+    if not family.causal:
+        with pytest.raises(ValueError, match=r"can sit at none of .* attention is causal there.*place it where"):
+            attach(tiny_llava(), shared=family())
+        return
+    mixture, batch = make(None, LANGUAGE, family=family, base=tiny_llava().double()).double(), exact(llava_batch())
+    start = PATCHES + PROMPT + 1
+    ids = batch["input_ids"].clone()
+    ids[:, start:] = other_tokens(ids[:, start:])
+    with torch.no_grad():
+        expected, found = (mixture(**{**batch, "input_ids": each}).logits for each in (batch["input_ids"], ids))
+    torch.testing.assert_close(found[:, :start], expected[:, :start], rtol=1e-10, atol=1e-10)
 
 
 def _over_tokens(weights: Tensor) -> bool:

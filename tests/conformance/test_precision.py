@@ -16,6 +16,7 @@ from tests.conformance.canonical import (
     make,
     router_specs,
     routing_value,
+    tokens_at,
 )
 from tests.models import llava_batch, randomize, tiny_llava
 
@@ -39,8 +40,7 @@ def results(mixture: Mixture, *, autocast: bool = False) -> tuple[Tensor, dict[s
 @pytest.mark.parametrize("how", ["autocast", "base"])
 @pytest.mark.parametrize(("family", "name"), family_cases())
 def test_sixteen_bits_stay_close(family: type[FamilySpec], name: str, how: str) -> None:
-    tokens = llava_batch()["input_ids"].shape[1]
-    router = Given(value=routing_value(name, rows=3, tokens=tokens))
+    router = Given(value=routing_value(name, rows=3, tokens=tokens_at(family)))
     placement = LANGUAGE if name.startswith("token") else EVERYWHERE
     mixture = make(router, placement, family=family)
     randomize(mixture, scale=0.1)

@@ -22,6 +22,7 @@ from tests.conformance.canonical import (
     router_cases,
     router_specs,
     routing_value,
+    tokens_at,
 )
 from tests.core.zoo import build
 from tests.models import llava_batch, tiny_llama
@@ -65,8 +66,7 @@ def test_checkpointing_a_routed_mixture_gives_the_same_step(router: RouterSpec, 
 
 @pytest.mark.parametrize(("family", "name"), family_cases())
 def test_checkpointing_a_family_gives_the_same_step(family: type[FamilySpec], name: str) -> None:
-    tokens = llava_batch()["input_ids"].shape[1]
-    router = Given(value=routing_value(name, rows=3, tokens=tokens))
+    router = Given(value=routing_value(name, rows=3, tokens=tokens_at(family)))
     mixture = make(router, LANGUAGE if name.startswith("token") else EVERYWHERE, family=family)
     expected = step(mixture)
     mixture.gradient_checkpointing_enable()
@@ -139,7 +139,7 @@ def test_a_compiled_mixture_gives_the_same_step(router: RouterSpec, placement: P
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), family_cases())
 def test_a_compiled_family_gives_the_same_step(family: type[FamilySpec], name: str) -> None:
-    router = Given(value=routing_value(name, rows=3, tokens=llava_batch()["input_ids"].shape[1]))
+    router = Given(value=routing_value(name, rows=3, tokens=tokens_at(family)))
     assert_compiled_same(make(router, LANGUAGE, family=family), "aot_eager")
 
 
