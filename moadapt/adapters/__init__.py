@@ -12,6 +12,7 @@ from moadapt.adapters.prefix import Prefix
 from moadapt.adapters.prompt_tokens import PromptTokens
 from moadapt.adapters.pyramid import Pyramid
 from moadapt.adapters.scale import Scale
+from moadapt.adapters.soft_slots import SoftSlots
 
 __all__ = [
     "Adapter",
@@ -31,4 +32,5 @@ __all__ = [
     "PromptTokens",
     "Pyramid",
     "Scale",
+    "SoftSlots",
 ]

@@ -205,8 +205,8 @@ def families() -> Variants:
 OF = {"routings": routings, "experts": many_experts, "families": families}
 SETTINGS: dict[str, dict[str, Any]] = {"bias": {"create": True}}
 """What a family needs beside its defaults on a Llama, which has no biases."""
-WITHOUT = {"cross_modal"}
-"""Families that need images; their cost is that of attention over the patches."""
+WITHOUT = {"cross_modal", "soft_slots"}
+"""Families that need images, as they cross over to them or read every token of a row."""
 
 
 def _lora() -> LoraConfig:

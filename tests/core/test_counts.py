@@ -135,6 +135,7 @@ FORMULAS: dict[str, Callable[[Any, Site, Any], int]] = {
     "prompt_tokens": lambda spec, site, module: spec.length * site.out_features,
     "pyramid": _pyramid,
     "scale": _scale,
+    "soft_slots": lambda spec, site, module: (spec.slots + 2 * spec.width + 1) * site.out_features + spec.width,
 }
 """Numbers of one adapter at one site, by family, with the family's default options."""
 

@@ -11,6 +11,7 @@ from moadapt.adapters import FamilySpec
 from moadapt.registry import FAMILIES
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
 from moadapt_routers import ByTask
+from tests.conformance.canonical import VISION
 from tests.training import toy
 from tests.training.runs import trainer
 
@@ -22,7 +23,8 @@ def test_a_family_trains(family: type[FamilySpec], by_task: bool, base: str, tmp
     adapters: dict[str, Any] = {"shared": family()}
     if by_task:
         adapters = {"experts": {name: family() for name in ("small", "large")}, "router": ByTask()}
-    module = MixtureModule(base, **adapters, optimization=Optimization(learning_rate=5e-2, warmup=0))
+    where = None if family.causal else VISION
+    module = MixtureModule(base, **adapters, placement=where, optimization=Optimization(learning_rate=5e-2, warmup=0))
     module.configure_model()
     before = {name: tensor.clone() for name, tensor in module.tensors().items()}
     tasks = MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=4, eval_batch_size=4)
@@ -42,7 +44,8 @@ def test_a_family_resumes_as_if_never_stopped(family: type[FamilySpec], base: st
         torch.manual_seed(0)
         experts = {name: family() for name in ("small", "large")}
         settings = Optimization(learning_rate=5e-2, warmup=0, schedule="constant")
-        module = MixtureModule(base, experts, family(), ByTask(), optimization=settings)
+        where = None if family.causal else VISION
+        module = MixtureModule(base, experts, family(), ByTask(), where, optimization=settings)
         last = tmp_path / folder / "last.ckpt"
         fit = trainer(tmp_path / folder, KeepLast(last.parent, every_n_steps=2), max_steps=steps, limit_val_batches=0)
         data = MixedTasks(base, tasks, batch_size=4)
