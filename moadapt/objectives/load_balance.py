@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from moadapt.objectives.objective import RoutingObjective
-from moadapt.objectives.routed import Routed
 from moadapt.registry import OBJECTIVES
+from moadapt.routed import Routed
 
 
 @OBJECTIVES.register("load_balance")

@@ -7,11 +7,11 @@ that its value and its gradient are those of the whole batch, however it is shar
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from moadapt.objectives.routed import Routed
+from moadapt.routed import Routed
 
 if TYPE_CHECKING:
     from moadapt.mixture import Mixture
@@ -53,9 +53,6 @@ class ParameterObjective(Objective, ABC):
 class RoutingObjective(Objective, ABC):
     """An objective that depends on what routers decide, place by place; its value is the mean over places."""
 
-    needs_tasks: ClassVar[bool] = False
-    """Whether training must tell the task of every row."""
-
     @abstractmethod
     def sums(self, routed: Routed) -> Tensor:
         """Add up, over the inputs that count, what the value is made of, (S,).
@@ -74,7 +71,7 @@ class RoutingObjective(Objective, ABC):
         """
 
     def check(self, mixture: "Mixture") -> None:
-        """Refuse a mixture that the objective makes no sense for.
+        """Refuse a mixture that the objective makes no sense for; a weight of 0 only measures, which always does.
 
         Args:
             mixture: The mixture to be trained.
@@ -82,3 +79,17 @@ class RoutingObjective(Objective, ABC):
         Raises:
             ValueError: Its routers or experts are of the wrong kind; the message says what to do.
         """
+        router = mixture.spec.router
+        if not self.weight or router is None:
+            return
+        trains = any(parameter.requires_grad for parameter in mixture.routers.parameters())
+        if router.depends_on != "input" and not trains:
+            raise ValueError(
+                f"{type(self).__name__} cannot move {type(router).__name__}, which has nothing to train; give a router "
+                "that learns, leave the objective out, or give it weight: 0 to measure only"
+            )
+        if len(mixture.experts) < 2:
+            raise ValueError(
+                f"{type(self).__name__} compares experts, and there is only {mixture.experts[0]}; give more, or leave "
+                "the objective out"
+            )

@@ -5,15 +5,15 @@ has weight 1 whatever its logit, they learn from it.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from moadapt.objectives.objective import RoutingObjective
-from moadapt.objectives.routed import Routed
 from moadapt.registry import OBJECTIVES
+from moadapt.routed import Routed
 
 if TYPE_CHECKING:
     from moadapt.mixture import Mixture
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class TaskCrossEntropy(RoutingObjective):
     """Mean cross-entropy, in nats, over inputs whose task has an expert of its name."""
-
-    needs_tasks: ClassVar[bool] = True
 
     def check(self, mixture: "Mixture") -> None:
         """Refuse a mixture in which no expert bears a task's name.

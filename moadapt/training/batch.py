@@ -49,6 +49,15 @@ class Batch:
         assert self.labels is not None, "a batch to generate from is all prompt"
         return (self.labels != IGNORED).cumsum(dim=1) == 0
 
+    def task_ids(self, names: Sequence[str]) -> Tensor:
+        """Return the index of every row's task, (B,), where its pictures and tokens are.
+
+        Args:
+            names: Of the tasks, in the order of their indices.
+        """
+        device = self.inputs["input_ids"].device if self.inputs else None
+        return torch.tensor([names.index(name) for name in self.task_names], dtype=torch.long, device=device)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Return the batch with its tensors on another device; row indices stay on the CPU."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -20,6 +20,7 @@ from moadapt.placement import Placement
 from moadapt.ranks import RankAllocator, RankDriver, trim_ranks
 from moadapt.ranks.allocator import ranks_of, stored_ranks, with_ranks
 from moadapt.registry import OBJECTIVES
+from moadapt.routed import with_tasks
 from moadapt.router import RouterSpec
 from moadapt.sites import Site, anatomy
 from moadapt.storage import copy_adapters, load_tensors, tensors
@@ -44,8 +45,8 @@ class MixtureModule(TaskModule):
             the language tower.
         objectives: What is made small beside the loss of the answers.
         optimization: Settings of the optimiser.
-        pass_task: Whether the mixture is told the task of every row; it is told always where the router goes by task,
-            or router or an objective is taught by it.
+        pass_task: Whether the mixture is told the task of every row; it is told always where the router goes by task or
+            is taught by it. Objectives always know it.
         dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
@@ -84,7 +85,7 @@ class MixtureModule(TaskModule):
         self.objectives = _by_name(objectives or ())
         taught = router is not None and (router.depends_on == "task" or router.taught_by_task)
         self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
-        self.pass_task = pass_task or taught or any(objective.needs_tasks for objective in self._judges.values())
+        self.pass_task = pass_task or taught
         self.gradient_checkpointing = gradient_checkpointing
         self.ranks, self.start_from, self.trains = ranks, start_from, train
         if calibration_batches < 1:
@@ -220,11 +221,11 @@ class MixtureModule(TaskModule):
         passes = 1 if self.router is None else self.router.passes
         if passes == 1 and not self._judges:
             return super().losses(batch, *key)
-        found, chances = [], []
+        found, chances, task_ids = [], [], batch.task_ids(list(self.data.tasks))
         for index in range(passes):
             with self.mixture.observe() as observed:
                 losses, counts = super().losses(batch, *key, *([index] if passes > 1 else []))
-            self._observed += observed
+            self._observed += [with_tasks(each, task_ids) for each in observed]
             found.append(losses)
             chances += [_log_prob(observed, len(losses))] if passes > 1 else []
         if chances:
@@ -237,7 +238,7 @@ class MixtureModule(TaskModule):
         terms = []
         if self._judges:
             reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
-            values = routing_values(self._judges, self.mixture, self._observed, reduce)
+            values = routing_values(self._judges, self.mixture, self._observed, reduce, tuple(self.data.tasks))
             for name, value in values.items():
                 self.log(f"objective/{name}", value.detach())
                 terms.append(self._judges[name].weight * value)

@@ -112,7 +112,7 @@ class TaskModule(lightning.LightningModule, ABC):
         """Return the loss of this process's share of the step."""
         losses, counts = self.losses(batch)
         names = list(self.data.tasks)
-        index = torch.tensor([names.index(name) for name in batch.task_names], device=self.device)
+        index = batch.task_ids(names)
         sums = losses.new_zeros(2, len(names))
         sums[0].index_add_(0, index, losses.detach())
         sums[1].index_add_(0, index, counts.to(sums))

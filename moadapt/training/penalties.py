@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moadapt.mixture import Mixture
 from moadapt.objectives import RoutingObjective
-from moadapt.objectives.routed import Routed, nothing_routed, routed_at
+from moadapt.routed import Routed, nothing_routed, routed_at
 from moadapt.tracing import Observation
 
 
@@ -16,6 +16,7 @@ def routing_values(
     mixture: Mixture,
     observed: Sequence[Observation],
     reduce: Callable[[Tensor], Tensor],
+    tasks: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
     """Return the value of every objective: the mean over places of what it is for the inputs of all processes.
 
@@ -26,6 +27,7 @@ def routing_values(
         mixture: The mixture in training.
         observed: What its routers decided in this process's batch.
         reduce: Sums a tensor over processes; called once.
+        tasks: Names of the tasks of the observed rows; by default those that the mixture knows.
 
     Raises:
         ValueError: No router decided anything.
@@ -35,7 +37,7 @@ def routing_values(
             "there is no routing to judge, as nothing is routed in this mixture; leave out "
             f"{', '.join(type(objective).__name__ for objective in objectives.values())}, or give experts and a router"
         )
-    places = _by_place(mixture, observed)
+    places = _by_place(mixture, observed, mixture.tasks if tasks is None else tasks)
     own = {
         (name, place): torch.stack([objective.sums(routed) for routed in here]).sum(dim=0)
         for name, objective in objectives.items()
@@ -54,10 +56,10 @@ def routing_values(
     }
 
 
-def _by_place(mixture: Mixture, observed: Sequence[Observation]) -> dict[str, list[Routed]]:
+def _by_place(mixture: Mixture, observed: Sequence[Observation], tasks: Sequence[str]) -> dict[str, list[Routed]]:
     """Lay out what was observed by place, the same places on every process; where nothing was, no inputs."""
     found: dict[str, list[Routed]] = {place.name: [] for place in mixture.places}
     for each in observed:
-        found[each.place].append(routed_at(each, mixture.experts, mixture.tasks))
-    none = nothing_routed(mixture.experts, mixture.tasks, mixture.base.device)
+        found[each.place].append(routed_at(each, mixture.experts, tasks))
+    none = nothing_routed(mixture.experts, tasks, mixture.base.device)
     return {place: here or [none] for place, here in found.items()}

@@ -23,8 +23,8 @@ from moadapt.demo.evaluation import evaluate
 from moadapt.demo.plain import PlainModule
 from moadapt.demo.settings import DemoSettings
 from moadapt.demo.step_ratio import step_ratios
-from moadapt.objectives.routed import routed_at
 from moadapt.registry import OBJECTIVES, ROUTERS
+from moadapt.routed import routed_at
 from moadapt.specs import bind
 from moadapt.training import MixedTasks, MixtureModule
 from tests.bench.quality import SCORES, TASKS, Choice, Record, Variant, prepared, records, run, slug, spread

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from moadapt.adapters import LoRA
 from moadapt.objectives import LoadBalance, RoutingObjective
-from moadapt.objectives.routed import routed_at
 from moadapt.registry import OBJECTIVES
+from moadapt.routed import routed_at
 from moadapt.training import MixedTasks, MixtureModule, Optimization
 from moadapt.training.penalties import routing_values
 from moadapt_routers import TopK

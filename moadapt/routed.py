@@ -4,7 +4,7 @@ Axes: N inputs (rows, or tokens, of every head), E experts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -96,7 +96,7 @@ def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str
     else:
         chosen = torch.zeros_like(weights, dtype=torch.bool).scatter(3, routing.indices, value=True)
     counted = _each(seen.prompt, weights) if routing.per_token else None
-    task_ids = None if seen.task_ids is None else seen.task_ids.expand(rows) if rows > 1 else seen.task_ids[:1]
+    task_ids = _row_tasks(seen.task_ids, rows)
     return Routed(
         weights.reshape(-1, width),
         chosen.reshape(-1, width),
@@ -107,6 +107,16 @@ def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str
         len(tasks),
         _task_experts(experts, tasks, weights.device),
     )
+
+
+def with_tasks(observed: Observation, task_ids: Tensor) -> Observation:
+    """Return an observation whose rows are told these tasks, whatever the mixture was told.
+
+    Args:
+        observed: One routing, as it was decided.
+        task_ids: Index of each row's task, (B,).
+    """
+    return replace(observed, seen=replace(observed.seen, task_ids=task_ids))
 
 
 def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.device) -> Routed:
@@ -120,6 +130,13 @@ def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.d
     none = torch.zeros(0, len(experts), device=device)
     owners = _task_experts(experts, tasks, device)
     return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, len(tasks), owners)
+
+
+def _row_tasks(task_ids: Tensor | None, rows: int) -> Tensor | None:
+    """Return the task of each routed row, (rows,); None where these are no rows of the call, but tiles of images."""
+    if task_ids is None or rows == 1:
+        return None if task_ids is None else task_ids[:1]
+    return task_ids.expand(rows) if len(task_ids) in (1, rows) else None
 
 
 def _task_experts(experts: Sequence[str], tasks: Sequence[str], device: torch.device) -> Tensor:
