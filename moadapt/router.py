@@ -130,6 +130,8 @@ class RouterSpec(ABC):
     """Whether a router by input reads the hidden states of its place, or the embedded prompt wherever it sits."""
     alike: ClassVar[bool] = False
     """Whether the routers of all places would give the same, so that one serves them all."""
+    sums_to_one: ClassVar[bool] = True
+    """Whether the weights of every input add up to 1, or to another constant, whatever the router has learned."""
     taught_by_task: ClassVar[bool] = False
     """Whether training must tell the task of every row, though in use the router does without."""
 

@@ -6,6 +6,7 @@ token depends on its past alone. Only training drops tokens.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class Switch(LogitRouterSpec):
     """
 
     capacity: float | None = 1.25
+
+    sums_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the range."""

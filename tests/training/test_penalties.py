@@ -1,20 +1,23 @@
 """Objectives on routings: the whole batch counts, whatever the processes, accumulated batches and checkpointing."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from moadapt.adapters import LoRA
-from moadapt.objectives import LoadBalance, RoutingObjective
+from moadapt.objectives import LoadBalance, MutualInformation, RoutingObjective
 from moadapt.registry import OBJECTIVES
 from moadapt.routed import routed_at
+from moadapt.router import RouterSpec, RoutingContext
+from moadapt.routing import Routing
 from moadapt.training import MixedTasks, MixtureModule, Optimization
 from moadapt.training.penalties import routing_values
-from moadapt_routers import TopK
+from moadapt_routers import Softmax, TopK
 from tests.conformance.canonical import TASKS, make
 from tests.models import llava_batch, padded
 from tests.training import toy
@@ -24,6 +27,25 @@ OBJECTIVES_ON_ROUTINGS = [
     pytest.param(part, id=name) for name, part in OBJECTIVES if issubclass(part, RoutingObjective)
 ]
 ROUTERS = [TopK(k=2, scope="token", per="layer"), TopK(k=1, scope="sequence", per="layer")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates(Softmax):
+    """Gates that open one by one, so that their weights add up to anything."""
+
+    sums_to_one: ClassVar[bool] = False
+
+    def choose(self, logits: Tensor, context: RoutingContext, *, training: bool) -> Routing:
+        return Routing(logits.sigmoid(), logits.shape[-1])
+
+
+def suiting(objective: RoutingObjective, router: RouterSpec) -> RouterSpec:
+    """The router, or gates in its scope where the objective refuses it."""
+    try:
+        objective.check(make(router))
+    except ValueError:
+        return Gates(scope=router.scope, per=router.per)
+    return router
 
 
 class Recording(MixtureModule):
@@ -38,7 +60,9 @@ class Recording(MixtureModule):
             torch.save(named, self.result)
 
 
-def first_gradients(folder: Path, base: str, objectives: list[Any], router: TopK, **options: Any) -> dict[str, Tensor]:
+def first_gradients(
+    folder: Path, base: str, objectives: list[Any], router: RouterSpec, **options: Any
+) -> dict[str, Tensor]:
     """Train one step in float64 and return its gradients."""
     torch.manual_seed(0)
     experts = {name: LoRA(rank=2) for name in ("small", "large", "spare")}
@@ -69,9 +93,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("router", ROUTERS, ids=["token", "sequence"])
 @pytest.mark.parametrize("objective", OBJECTIVES_ON_ROUTINGS)
 def test_processes_and_checkpointing_change_no_gradient(
-    tmp_path: Path, base: str, objective: type[RoutingObjective], router: TopK
+    tmp_path: Path, base: str, objective: type[RoutingObjective], router: RouterSpec
 ) -> None:
     given = [objective(weight=2.0)]
+    router = suiting(given[0], router)
     whole = first_gradients(tmp_path, base, given, router)
     plain = first_gradients(tmp_path, base, [], router)
     moved = [name for name, gradient in whole.items() if not torch.allclose(gradient, plain[name], rtol=1e-6)]
@@ -83,8 +108,8 @@ def test_processes_and_checkpointing_change_no_gradient(
 
 @pytest.mark.parametrize("objective", OBJECTIVES_ON_ROUTINGS)
 @pytest.mark.parametrize("router", ROUTERS, ids=["token", "sequence"])
-def test_padding_and_answers_do_not_count(objective: type[RoutingObjective], router: TopK) -> None:
-    mixture, batch = make(replace(router, per="layer")), llava_batch()
+def test_padding_and_answers_do_not_count(objective: type[RoutingObjective], router: RouterSpec) -> None:
+    mixture, batch = make(suiting(objective(), router)), llava_batch()
 
     def value(**inputs: Any) -> Tensor:
         with torch.no_grad(), mixture.observe() as observed:
@@ -102,6 +127,14 @@ def test_padding_and_answers_do_not_count(objective: type[RoutingObjective], rou
 def test_a_mixture_without_routing_has_nothing_to_judge() -> None:
     with pytest.raises(ValueError, match="nothing is routed in this mixture; leave out LoadBalance"):
         routing_values({"it": LoadBalance()}, make(None), [], lambda own: own)
+
+
+def test_objectives_know_tasks_that_no_expert_is_named_after(tmp_path: Path, base: str) -> None:
+    experts = {name: LoRA(rank=2) for name in ("first", "second")}
+    module = MixtureModule(base, experts, None, TopK(k=1), objectives=[MutualInformation(weight=0.0)])
+    fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=6))
+    assert -math.log(2) <= fit.callback_metrics["objective/mutual_information"].item() < 0
 
 
 def test_what_is_routed_is_laid_out_input_by_input() -> None:
