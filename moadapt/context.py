@@ -66,7 +66,7 @@ class CallContext:
         self.progress: Tensor | None = None
         self.noise: torch.Generator | None = None
         self.traces: list[Trace] = []
-        self.observers: list[list[Observation]] = []
+        self.observers: list[Callable[[Observation], None]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
@@ -247,8 +247,8 @@ class CallContext:
         if not call.recomputing:
             for trace in self.traces:
                 trace.add(place.name, routing)
-            for observed in self.observers:
-                observed.append(Observation(place.name, routing, seen))
+            for tell in self.observers:
+                tell(Observation(place.name, routing, seen, call.continues))
         return routing
 
     def _see(self, call: Call, place: Place, hidden: Tensor | None, *, reached: bool = True) -> RoutingContext:

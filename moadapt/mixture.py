@@ -5,7 +5,7 @@ away and returns the very same base.
 """
 
 import inspect
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -253,11 +253,21 @@ class Mixture(nn.Module):
         Those of a checkpointed block's second run are left out.
         """
         found: list[Observation] = []
-        self.context.observers.append(found)
-        try:
+        with self.watch(found.append):
             yield found
+
+    @contextmanager
+    def watch(self, tell: Callable[[Observation], None]) -> Iterator[None]:
+        """Tell of every routing when it is decided within the `with` block, so that none of them need be kept.
+
+        Args:
+            tell: Takes what `observe` would collect.
+        """
+        self.context.observers.append(tell)
+        try:
+            yield
         finally:
-            self.context.observers = [each for each in self.context.observers if each is not found]
+            self.context.observers.remove(tell)
 
     @contextmanager
     def trace(self) -> Iterator[Trace]:

@@ -52,6 +52,12 @@ class Routed:
         return self.logits.softmax(-1)
 
     @cached_property
+    def shares(self) -> Tensor:
+        """What every expert got of an input's weights, without their signs, (N, E); zeros where it got nothing."""
+        sizes = self.weights.abs()
+        return sizes / sizes.sum(-1, keepdim=True).clamp(min=1e-12)
+
+    @cached_property
     def entropy(self) -> Tensor:
         """Entropy of each input's probabilities, in nats, (N,)."""
         return entropy(self.probabilities)
@@ -63,6 +69,16 @@ class Routed:
             values: (N,) or (N, ...).
         """
         return torch.einsum("n,n...->...", self.counted.to(values.dtype), values)
+
+    def total_by_task(self, values: Tensor) -> Tensor:
+        """Sum values over the inputs of each task that count, (tasks, E); those of a task unknown count nowhere.
+
+        Args:
+            values: (N, E).
+        """
+        assert self.tasks is not None, "tasks were told"
+        own = self.tasks.unsqueeze(1) == torch.arange(self.num_tasks, device=self.tasks.device)
+        return torch.einsum("ns,n,ne->se", own.to(values.dtype), self.counted.to(values.dtype), values)
 
     @property
     def count(self) -> Tensor:
@@ -78,6 +94,16 @@ def entropy(probabilities: Tensor) -> Tensor:
     """
     positive = probabilities.clamp(min=1e-30)
     return -(positive * positive.log()).sum(-1)
+
+
+def information(joint: Tensor) -> Tensor:
+    """Return the mutual information of rows and columns, in nats, from 0.
+
+    Args:
+        joint: How often they come together, from 0, in any unit, (rows, columns).
+    """
+    joint = joint / joint.sum().clamp(min=1e-12)
+    return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.flatten())
 
 
 def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str]) -> Routed:

@@ -16,11 +16,13 @@ class Observation:
         place: Name of the place.
         routing: What the router gave.
         seen: What it could look at: which tokens are prompt, real or image, and the tasks of the rows.
+        continues: Whether the call went on from a filled cache, so that it routed tokens that were generated.
     """
 
     place: str
     routing: Routing
     seen: RoutingContext
+    continues: bool = False
 
 
 class Trace:

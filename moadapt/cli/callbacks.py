@@ -1,6 +1,7 @@
 """What the command line adds to a training: a bar, a line of scores, the saved mixture, a file of predictions."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +22,17 @@ def progress_bars() -> list[Callback]:
     return [RunBar()] if sys.stderr.isatty() and sys.stdout.isatty() else []
 
 
+_OF_PARTS = re.compile(r"loss/|routing/.*/")
+
+
 class ShowScores(Callback):
-    """Prints one line of scores after each validation."""
+    """Prints one line of scores after each validation; what is told of single places is left to the log."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print it."""
         if trainer.is_global_zero and not trainer.sanity_checking:
             found = {n: float(v) for n, v in trainer.callback_metrics.items() if n == "score" or "/" in n}
-            scores = [f"{name} {value:.4f}" for name, value in found.items() if not name.startswith("loss/")]
+            scores = [f"{name} {value:.4f}" for name, value in found.items() if not _OF_PARTS.match(name)]
             Console().print(f"step {trainer.global_step}: {', '.join(scores)}", highlight=False)
 
 

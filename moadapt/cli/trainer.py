@@ -23,6 +23,7 @@ from moadapt.registry import name_files
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
 from moadapt.training.keep_last import LAST, read_checkpoint
 from moadapt.training.overlap_log import LogOverlaps
+from moadapt.training.routing_log import LogRouting
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _MODE = "short_names"
@@ -128,7 +129,7 @@ class Interface(LightningCLI):
     def _own_callbacks(self, root: Path) -> list[Callback]:
         if self.subcommand == "fit":
             keep = KeepLast(root, every_n_steps=self._get(self.config_init, "keep_every"))
-            return [ShowScores(), LogOverlaps(root), keep, SaveMixture(root / "mixture")]
+            return [ShowScores(), LogOverlaps(root), LogRouting(root), keep, SaveMixture(root / "mixture")]
         return [WritePredictions(root)] if self.subcommand == "predict" else []
 
     def _take_last(self) -> None:

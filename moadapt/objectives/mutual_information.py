@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moadapt.objectives.objective import RoutingObjective
 from moadapt.registry import OBJECTIVES
-from moadapt.routed import Routed, entropy
+from moadapt.routed import Routed, entropy, information
 
 Of = Literal["task", "input"]
 
@@ -48,7 +48,8 @@ class MutualInformation(RoutingObjective):
             ValueError: The tasks of the inputs are not known, or there is only one.
         """
         if self.of == "task":
-            return probabilities_by_task(routed).flatten()
+            _refuse_unknown(routed)
+            return routed.total_by_task(routed.probabilities).flatten()
         mean = routed.total(routed.probabilities)
         return torch.cat([mean, routed.total(routed.entropy).reshape(1), routed.count.reshape(1)])
 
@@ -60,15 +61,8 @@ class MutualInformation(RoutingObjective):
         return sums[-2] / count - entropy(sums[:-2] / count)
 
 
-def probabilities_by_task(routed: Routed) -> Tensor:
-    """Return the summed probabilities of the inputs of each task, (tasks, E).
-
-    Args:
-        routed: The inputs that one place routed.
-
-    Raises:
-        ValueError: The tasks of the inputs are not known, or there is only one.
-    """
+def _refuse_unknown(routed: Routed) -> None:
+    """Refuse inputs whose tasks are not known, or all the same."""
     if routed.num_tasks < 2:
         raise ValueError(
             "the mutual information of task and expert needs two tasks or more, and there is one; give of: input"
@@ -78,15 +72,3 @@ def probabilities_by_task(routed: Routed) -> Tensor:
             "the mutual information of task and expert needs the task of each routed row, and here rows are no rows of "
             "the batch, but tiles of images; give of: input, or leave experts out of the vision tower"
         )
-    told = (routed.tasks.unsqueeze(1) == torch.arange(routed.num_tasks, device=routed.tasks.device)).to(routed.weights)
-    return torch.einsum("nt,n,ne->te", told, routed.counted.to(routed.weights), routed.probabilities)
-
-
-def information(joint: Tensor) -> Tensor:
-    """Return the mutual information of rows and columns, in nats, from 0.
-
-    Args:
-        joint: How often they come together, from 0, in any unit, (rows, columns).
-    """
-    joint = joint / joint.sum().clamp(min=1e-12)
-    return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.flatten())

@@ -1,0 +1,99 @@
+"""Routing is measured at validation, on prompts alone, the same over any number of processes."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from moadapt.adapters import LoRA
+from moadapt.measures import Load, TaskLoad
+from moadapt.placement import Placement
+from moadapt.routed import routed_at, with_tasks
+from moadapt.router import RouterSpec
+from moadapt.training import MixedTasks, MixtureModule
+from moadapt.training.routing_log import FILE, LogRouting
+from moadapt_routers import ByTask, TopK
+from tests.training import toy
+from tests.training.runs import trainer
+
+EVERYWHERE = Placement(towers=("vision", "language"))
+TOKENS = TopK(k=1, scope="token", per="layer")
+
+
+def validated(folder: Path, base: str, router: RouterSpec | None, epochs: int = 1, **options: Any) -> Any:
+    """Train an epoch or more with a validation each; return module, data, what was logged and what was written."""
+    torch.manual_seed(0)
+    experts = None if router is None else {name: LoRA(rank=2, placement=EVERYWHERE) for name in ("small", "large")}
+    module = MixtureModule(base, experts, LoRA(rank=1), router)
+    data = MixedTasks(base, toy.toy_tasks(folder), batch_size=4)
+    given = {"logger": CSVLogger(folder, "csv"), "log_every_n_steps": 1, **options}
+    fit = trainer(folder, LogRouting(folder / "run"), max_epochs=epochs, limit_train_batches=1, **given)
+    fit.fit(module, datamodule=data)
+    file = folder / "run" / FILE
+    logged = {name: value.item() for name, value in fit.callback_metrics.items() if name.startswith("routing/")}
+    return module, data, logged, json.loads(file.read_text()) if file.exists() else None
+
+
+@pytest.mark.parametrize("router", [TOKENS, TopK(k=2, per="layer"), ByTask()], ids=["token", "sequence", "task"])
+def test_what_is_written_is_the_routing_of_the_prompts(tmp_path: Path, base: str, router: RouterSpec) -> None:
+    module, data, logged, written = validated(tmp_path, base, router)
+    mixture, tasks = module.mixture.eval(), tuple(data.tasks)
+    load = {place.name: Load(2) for place in mixture.places}
+    by_task = {place.name: TaskLoad(2, 2) for place in mixture.places}
+    for batch in data.val_dataloader():
+        with torch.no_grad(), mixture.observe() as observed:
+            mixture(**batch.inputs, task=batch.task_names)
+        for each in observed:
+            routed = routed_at(with_tasks(each, batch.task_ids(tasks)), mixture.experts, tasks)
+            load[each.place].update(routed)
+            by_task[each.place].update(routed)
+    lines = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
+    rows = [row for row in csv.DictReader(lines) if row[f"routing/{mixture.places[0].name}/entropy"]]
+    assert written["places"].keys() == load.keys()
+    for place, found in written["places"].items():
+        assert found["load"] == pytest.approx(load[place].compute().tolist(), abs=1e-5)
+        assert torch.tensor(found["load_by_task"]) == pytest.approx(by_task[place].compute(), abs=1e-5)
+        assert float(rows[-1][f"routing/{place}/entropy"]) == pytest.approx(found["entropy"], abs=1e-5)
+    assert (written["step"], written["experts"], written["tasks"]) == (1, ["small", "large"], ["small", "large"])
+    assert logged["routing/entropy"] == pytest.approx(written["means"]["entropy"], abs=1e-5)
+    assert 0 <= logged["routing/task_information"] <= math.log(2) + 1e-6
+    assert "routing/drift" not in logged
+
+
+def test_drift_is_measured_from_the_second_validation_on(tmp_path: Path, base: str) -> None:
+    *_, logged, written = validated(tmp_path, base, TOKENS, epochs=2)
+    assert 0 <= logged["routing/drift"] <= 1
+    assert all(found["drift"] is not None for found in written["places"].values())
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use")
+def test_processes_change_nothing(tmp_path: Path, base: str) -> None:
+    *_, one = validated(tmp_path, base, TOKENS)
+    two = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False}
+    (tmp_path / "run" / FILE).unlink()
+    *_, other = validated(tmp_path, base, TOKENS, **two)
+    for place, expected in one["places"].items():
+        for name in ("load", "entropy", "effective_experts"):
+            assert other["places"][place][name] == pytest.approx(expected[name], abs=2e-3), (place, name)
+
+
+def test_nothing_is_written_without_a_router(tmp_path: Path, base: str) -> None:
+    *_, logged, written = validated(tmp_path, base, None)
+    assert (logged, written) == ({}, None)
+
+
+def test_routers_are_not_watched_after_a_failure(tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise ArithmeticError("the battery is empty")
+
+    monkeypatch.setattr(MixtureModule, "validation_step", fail)
+    module = MixtureModule(base, {name: LoRA(rank=2) for name in ("small", "large")}, None, TOKENS)
+    fit = trainer(tmp_path, LogRouting(tmp_path / "run"), max_epochs=1, limit_train_batches=1)
+    with pytest.raises(ArithmeticError):
+        fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=4))
+    assert module.mixture.context.observers == []
