@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(ABC):  # noqa: B024, the parser takes subclasses of abstract classes alone
     """What a user writes to choose an objective: a value bound by YAML.
 
     Args:

@@ -15,6 +15,7 @@ import moadapt as library
 from moadapt import Placement
 from moadapt.bases import load_base
 from moadapt.cli.trainer import Interface
+from moadapt.registry import OBJECTIVES
 from moadapt.specs import fields_of
 from tests.cli.conftest import Moadapt
 
@@ -166,6 +167,17 @@ class Parsed(Interface):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_every_objective_is_taken_from_a_file_and_from_the_command_line(
+    config: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    config["model"]["objectives"] = [{"class_path": name, "init_args": {"weight": 0.5}}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    made = Parsed(["fit", "-c", str(tmp_path / "config.yaml"), f"--model.objectives+={name}"])
+    assert [type(each) for each in made.model.objectives.values()] == [OBJECTIVES.get(name)] * 2
+    assert made.model.objectives[name].weight == 0.5
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
