@@ -22,6 +22,7 @@ COMMANDS = {
         "list_parts",
         "list routers, families, initials, ranks, tasks, merges, objectives, bases, data sets",
     ),
+    "report": ("moadapt.cli.reporting", "report", "write a page about a finished run: what its routers learned"),
     "pretrain": ("moadapt.cli.pretrain", "pretrain", "make a shipped base again"),
 }
 # These are Lightning's and take `-c file.yaml`.

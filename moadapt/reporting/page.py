@@ -1,10 +1,10 @@
-"""The page of a demonstration, one HTML file that loads nothing from anywhere."""
+"""The page of a demonstration."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moadapt.reporting.document import write_document
 from moadapt.reporting.examples import examples
 from moadapt.reporting.intro import introduction
 from moadapt.reporting.losses import losses
@@ -15,19 +15,6 @@ from moadapt.reporting.parameters import parameters
 from moadapt.reporting.results import results
 from moadapt.reporting.routing import routing
 from moadapt.reporting.section import defined, nothing, section
-from moadapt.reporting.style import style_sheet
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What a browser may load: nothing that is not in the file."""
-_CONTENTS = {
-    "results": "Results",
-    "examples": "Predictions",
-    "routing": "Routing",
-    "losses": "Loss",
-    "parameters": "Parameters",
-    "merges": "Merging",
-    "settings": "Settings",
-}
 
 
 def write_report(details: Mapping[str, Any], file: Path) -> None:
@@ -40,49 +27,24 @@ def write_report(details: Mapping[str, Any], file: Path) -> None:
             by run; `merges`, the reports of all merges; `examples`, test inputs with all predictions.
         file: Where to write it; replaced at once where it exists.
     """
-    page = "<!DOCTYPE html>\n" + element("html", _head(details), _body(details), lang="en") + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}")
-    fresh.write_text(page, encoding="utf-8")
-    os.replace(fresh, file)
+    sections = {
+        "results": ("Results", results(details.get("rows") or [])),
+        "examples": ("Predictions", examples(details.get("examples") or [])),
+        "routing": ("Routing", routing(details.get("routing") or {})),
+        "losses": ("Loss", losses(details.get("losses") or {})),
+        "parameters": ("Parameters", parameters(details.get("parameters") or [])),
+        "merges": ("Merging", merges(details.get("merges") or [])),
+        "settings": ("Settings", settings_section(details)),
+    }
+    write_document(file, str(details.get("title") or "moadapt report"), sections, introduction(details))
 
 
-def _title(details: Mapping[str, Any]) -> str:
-    return str(details.get("title") or "moadapt report")
+def settings_section(details: Mapping[str, Any]) -> Markup:
+    """Return the section of the settings.
 
-
-def _head(details: Mapping[str, Any]) -> Markup:
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", _title(details)),
-        element("style", Markup(style_sheet())),
-    )
-
-
-def _body(details: Mapping[str, Any]) -> Markup:
-    links = [element("a", title, href=f"#{name}") for name, title in _CONTENTS.items()]
-    return element(
-        "body",
-        element("header", element("h1", _title(details)), element("nav", *links)),
-        element(
-            "main",
-            introduction(details),
-            results(details.get("rows") or []),
-            examples(details.get("examples") or []),
-            routing(details.get("routing") or {}),
-            losses(details.get("losses") or {}),
-            parameters(details.get("parameters") or []),
-            merges(details.get("merges") or []),
-            _settings(details),
-        ),
-        element("footer"),
-    )
-
-
-def _settings(details: Mapping[str, Any]) -> Markup:
+    Args:
+        details: `settings` by name, `seed`, `command`, `seconds`; any may be missing.
+    """
     settings = dict(details.get("settings") or {})
     if details.get("seed") is not None:
         settings.setdefault("seed", details["seed"])

@@ -35,7 +35,19 @@ RUNS = {
     "mixture_merged": Shade("--run-merged", "#a84a86", "#e08fc4"),
 }
 
-SHADES = (INK, MUTED, RULE, GROUND, RAISED, ACCENT, ON_ACCENT, RIGHT, WRONG, OTHER, *RUNS.values())
+EXPERTS = (
+    Shade("--expert-0", "#0a6ea9", "#53ade9"),
+    Shade("--expert-1", "#c98200", "#f0b552"),
+    Shade("--expert-2", "#079870", "#3ad2a4"),
+    Shade("--expert-3", "#b0508d", "#e295c8"),
+    Shade("--expert-4", "#c4521f", "#ff9d70"),
+    Shade("--expert-5", "#5a56b5", "#a7a4f2"),
+    Shade("--expert-6", "#7d7a00", "#cfcb45"),
+    Shade("--expert-7", "#4aa3d4", "#a9d9f7"),
+)
+"""Colours of experts; more than these share them in turn."""
+
+SHADES = (INK, MUTED, RULE, GROUND, RAISED, ACCENT, ON_ACCENT, RIGHT, WRONG, OTHER, *RUNS.values(), *EXPERTS)
 
 
 def shade_of(run: str) -> Shade:
@@ -45,6 +57,15 @@ def shade_of(run: str) -> Shade:
         run: Its name; unknown ones share a grey.
     """
     return RUNS.get(run, OTHER)
+
+
+def expert_shade(index: int) -> Shade:
+    """Return the colour of an expert.
+
+    Args:
+        index: Which one.
+    """
+    return EXPERTS[index % len(EXPERTS)]
 
 
 def variables(*, dark: bool) -> str:

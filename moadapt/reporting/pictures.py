@@ -13,7 +13,7 @@ from moadapt.reporting.markup import Markup, element
 Box = Sequence[float]
 """Left, top, right, bottom in pixels, the last two exclusive."""
 
-_PIXEL_ART = 128
+PIXEL_ART = 128
 """Longest side, in pixels, of pictures that are enlarged without smoothing."""
 _LARGEST = 480
 
@@ -41,8 +41,8 @@ def picture(file: Any, outlines: Sequence[Outline], *, alt: str) -> Markup:
     except (OSError, UnidentifiedImageError, ValueError):
         return element("div", f"picture not found: {file}", class_="lost")
     width, height = image.size
-    small = max(width, height) <= _PIXEL_ART
-    drawn = element("image", href=_embedded(image), width=width, height=height, class_="pixels" if small else None)
+    small = max(width, height) <= PIXEL_ART
+    drawn = element("image", href=embedded(image), width=width, height=height, class_="pixels" if small else None)
     boxes = [part for outline in outlines for part in _outlined(outline)]
     return element("svg", drawn, *boxes, class_="picture", viewBox=f"0 0 {width} {height}", role="img", aria_label=alt)
 
@@ -62,7 +62,12 @@ def overlap(first: Box, second: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def _embedded(image: Image.Image) -> str:
+def embedded(image: Image.Image) -> str:
+    """Return a picture as an address that holds it, made smaller where it is large.
+
+    Args:
+        image: The picture.
+    """
     image = image.copy()
     image.thumbnail((_LARGEST, _LARGEST))
     file = io.BytesIO()

@@ -25,6 +25,9 @@ _ROW, _LOWEST_ROW, _NUMBERED_ROW, _HIGHEST = 30, 3, 13, 620
 _MOST_NUMBERED = 8
 _DARKEST = 0.95
 _WIDTH, _CHARACTER = 340, 6
+_LONGEST_BESIDE = 7
+"""How many characters fit beside one row."""
+_SHOWN = "Mean weight of each expert at each place, for inputs of {}"
 
 
 def routing(table: Mapping[str, Any]) -> Markup:
@@ -38,11 +41,11 @@ def routing(table: Mapping[str, Any]) -> Markup:
         return section("routing", "Routing", nothing("The mixture's routing has not been recorded yet."))
     weights = np.array(table["weights"], dtype=np.float64).reshape(len(places), len(tasks), len(experts))
     note = (
-        "How much of each expert the routers give, as a share of one: the mean over test inputs of a task, at each "
+        "How much of each expert the routers give, as a share of one: the mean over held-out inputs of a task, at each "
         "place where a router sits, first to last through the model."
     )
     panels = [
-        figure(_heat_map(f"routing-{index}", task, weights[:, index], experts, places), task_title(task))
+        figure(heat_map(f"routing-{index}", _SHOWN.format(task), weights[:, index], experts, places), task_title(task))
         for index, task in enumerate(tasks)
     ]
     found = _sentences(weights, experts, places, tasks)
@@ -110,10 +113,25 @@ def _own_experts(weights: Weights, experts: Sequence[str], tasks: Sequence[str])
     return [start, *listing, f"; an even split would be {even}."]
 
 
-def _heat_map(
-    name: str, task: str, weights: np.ndarray[Any, Any], experts: Sequence[str], places: Sequence[str]
+def heat_map(
+    name: str,
+    label: str,
+    weights: np.ndarray[Any, Any],
+    experts: Sequence[str],
+    rows: Sequence[str],
+    rows_are: str = "place of the router",
 ) -> Markup:
-    row = max(_LOWEST_ROW, min(_ROW, _HIGHEST / len(places)))
+    """Draw shares of experts, one row each.
+
+    Args:
+        name: Of the chart; no other of the page has it.
+        label: What it shows, for those who cannot see it.
+        weights: From 0 to 1, (rows, E).
+        experts: Names, E.
+        rows: Names of the rows.
+        rows_are: What the rows are, beside the axis.
+    """
+    row = max(_LOWEST_ROW, min(_ROW, _HIGHEST / len(rows)))
     every = 1 if row >= _NUMBERED_ROW else int(np.ceil(_NUMBERED_ROW / row))
     columns = [clipped(expert) for expert in experts]
     upright = _CHARACTER * sum(map(len, columns)) > _WIDTH / 2
@@ -126,11 +144,10 @@ def _heat_map(
             if every == 1 and len(experts) <= _MOST_NUMBERED:
                 colour = ON_ACCENT if alpha > 0.75 else INK
                 axes.text(expert, place, f"{weight:.2f}", color=colour.light, ha="center", va="center", size=10)
-        _frame(axes, places, every)
+        _frame(axes, rows, every, rows_are)
         axes.set_xticks(range(len(columns)), columns, rotation=90 if upright else 0)
 
-    label = f"Mean weight of each expert at each place, for inputs of {task}"
-    return chart(draw, width=_WIDTH, height=row * len(places) + head + 62, name=name, label=label)
+    return chart(draw, width=_WIDTH, height=row * len(rows) + head + 62, name=name, label=label)
 
 
 def _cell(expert: int, place: int, alpha: float) -> Rectangle:
@@ -138,13 +155,13 @@ def _cell(expert: int, place: int, alpha: float) -> Rectangle:
     return Rectangle(corner, 1, 1, facecolor=to_rgba(ACCENT.light, alpha), edgecolor=GROUND.light, linewidth=1)
 
 
-def _frame(axes: Axes, places: Sequence[str], every: int) -> None:
+def _frame(axes: Axes, places: Sequence[str], every: int, rows_are: str) -> None:
     axes.autoscale_view(tight=True)
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_yticks(range(0, len(places), every), shortened(places)[::every])
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("expert")
-    axes.set_ylabel("place of the router")
+    axes.set_ylabel(rows_are if len(rows_are) < _LONGEST_BESIDE * len(places) else "")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

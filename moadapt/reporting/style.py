@@ -97,6 +97,19 @@ figure{margin:0;min-width:0;max-width:400px}
 figcaption{font-size:14px;font-weight:600;margin-bottom:4px}
 .chart{display:block;width:100%;height:auto;overflow:visible}
 .chart *{stroke-linejoin:round;stroke-linecap:butt}
+.measured thead th:first-child{padding-left:0}
+.stored{position:absolute}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(142px,1fr));gap:8px;align-items:start}
+.routed{background:var(--raised);border-radius:4px;padding:8px;min-width:0}
+.broad{grid-column:2/-1;max-width:620px}
+.place{font-size:13px;color:var(--muted);margin:0 0 4px;overflow-wrap:anywhere}
+.patched{display:block;width:100%;height:auto;border-radius:2px;margin-bottom:6px}
+.words{font-size:13px;line-height:1.7;white-space:pre-wrap;overflow-wrap:anywhere;margin:0}
+.words span{border-radius:2px;padding:1px 0}
+.strip{display:flex;flex-wrap:wrap;margin-bottom:6px}
+.strip i{width:8px;height:8px}
+.bars{display:grid;grid-template-columns:auto 1fr;gap:3px 8px;align-items:center;font-size:12.5px;color:var(--muted)}
+.bar{display:flex;height:12px;border-radius:2px;overflow:hidden;background:var(--rule)}
 .settings{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:0 28px;font-size:14px;
 margin-bottom:14px}
 .settings div{display:flex;justify-content:space-between;gap:12px;border-bottom:1px solid var(--rule);padding:3px 0}
@@ -113,6 +126,7 @@ header{padding-top:18px}
 .card,.tall .card{grid-template-columns:124px 1fr;grid-template-rows:auto 1fr}
 .tall .picture,.tall .lost{grid-row:1/3}
 tbody th{white-space:normal;min-width:108px}
+.broad{grid-column:1/-1}
 .results tbody th,.results thead tr>:first-child{position:sticky;left:0;background:var(--ground)}
 """
 
@@ -122,8 +136,9 @@ body{font-size:9.5pt}
 main,header,footer{max-width:none;padding:0}
 nav,.pick,.pick+label:not(.pick:checked+label){display:none}
 .pick+label{border:0;padding:0}
-.card,figure,.wide,pre,.legend div{break-inside:avoid}
+.card,.routed,figure,.wide,pre,.legend div{break-inside:avoid}
 .cards,.figures{grid-template-columns:repeat(3,1fr)}
+.panels{grid-template-columns:repeat(7,1fr)}
 .cards.tall,.settings{grid-template-columns:repeat(4,1fr)}
 .figures:has(>:nth-child(4)){grid-template-columns:repeat(2,1fr)}
 .legend,.settings{font-size:8.5pt}

@@ -38,9 +38,8 @@ _DIGITS = 6
 class LogRouting(Callback):
     """Measures the routing of the prompts that a validation answers.
 
-    Logs the mean of each measure over places, `routing/<measure>`, and to the loggers alone
-    `routing/<place>/<measure>`; writes `routing.json`, which holds the tables too. Drift is that from the validation
-    before, and there is none in the first after a start.
+    Logs `routing/<place>/<measure>` and the mean over places, `routing/<measure>`; writes `routing.json`, which holds
+    the tables too. Drift is that from the validation before, and there is none in the first after a start.
 
     Args:
         folder: Where the file goes, made if need be.
@@ -82,9 +81,8 @@ class LogRouting(Callback):
         found = {place: _values(measures) for place, measures in self._measures.items()}
         found = {place: values for place, values in found.items() if not bool(values["load"].isnan().any())}
         means = _means(found)
-        pl_module.log_dict({f"routing/{name}": value for name, value in means.items()})
+        pl_module.log_dict({f"routing/{name}": value for name, value in {**_numbers(found), **means}.items()})
         if trainer.is_global_zero:
-            _tell(trainer, found)
             self._write({"step": trainer.global_step, "means": means, "places": found})
         self._measures, self._before = {}, self._rows
 
@@ -141,26 +139,22 @@ def _values(measures: dict[str, Metric]) -> dict[str, Tensor]:
         return {name: measure.compute().detach().cpu() for name, measure in measures.items()}
 
 
-def _tell(trainer: Trainer, found: dict[str, dict[str, Tensor]]) -> None:
-    """Give the numbers of every place to the loggers."""
-    numbers = {
-        f"routing/{place}/{name}": value.item()
+def _numbers(found: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+    """Return the measures of every place that are one number, as `<place>/<measure>`."""
+    return {
+        f"{place}/{name}": value.item()
         for place, values in found.items()
         for name, value in values.items()
         if value.ndim == 0 and not value.isnan()
     }
-    for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.global_step)
 
 
 def _means(found: dict[str, dict[str, Tensor]]) -> dict[str, float]:
     """Return the mean over places of each measure that is one number, where any place has one."""
-    numbers: dict[str, list[float]] = {}
-    for values in found.values():
-        for name, value in values.items():
-            if value.ndim == 0 and not value.isnan():
-                numbers.setdefault(name, []).append(value.item())
-    return {name: sum(values) / len(values) for name, values in numbers.items()}
+    by_measure: dict[str, list[float]] = {}
+    for name, value in _numbers(found).items():
+        by_measure.setdefault(name.rpartition("/")[2], []).append(value)
+    return {name: sum(values) / len(values) for name, values in by_measure.items()}
 
 
 def _plain(value: Any) -> Any:
