@@ -6,8 +6,9 @@ is sure of its expert and the experts are used alike. With p(e | t) the mean ove
 "Mod-Squad: Designing Mixture of Experts As Modular Multi-Task Learners", ask for. Both lie in 0 to ln E.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from moadapt.objectives.objective import RoutingObjective
 from moadapt.registry import OBJECTIVES
 from moadapt.routed import Routed, entropy, information
+
+if TYPE_CHECKING:
+    from moadapt.mixture import Mixture
 
 Of = Literal["task", "input"]
 
@@ -45,10 +49,14 @@ class MutualInformation(RoutingObjective):
         """Return the probabilities by task and expert, (tasks * E,); of inputs, by expert, entropies, count, (E + 2,).
 
         Raises:
-            ValueError: The tasks of the inputs are not known, or there is only one.
+            ValueError: The tasks of the inputs are not known.
         """
         if self.of == "task":
-            _refuse_unknown(routed)
+            if routed.tasks is None:
+                raise ValueError(
+                    "MutualInformation needs the task of each routed row, and here rows are no rows of the batch, but "
+                    "tiles of images; give of: input, or leave experts out of the vision tower"
+                )
             return routed.total_by_task(routed.probabilities).flatten()
         mean = routed.total(routed.probabilities)
         return torch.cat([mean, routed.total(routed.entropy).reshape(1), routed.count.reshape(1)])
@@ -60,15 +68,11 @@ class MutualInformation(RoutingObjective):
         count = sums[-1].clamp(min=1)
         return sums[-2] / count - entropy(sums[:-2] / count)
 
-
-def _refuse_unknown(routed: Routed) -> None:
-    """Refuse inputs whose tasks are not known, or all the same."""
-    if routed.num_tasks < 2:
-        raise ValueError(
-            "the mutual information of task and expert needs two tasks or more, and there is one; give of: input"
-        )
-    if routed.tasks is None:
-        raise ValueError(
-            "the mutual information of task and expert needs the task of each routed row, and here rows are no rows of "
-            "the batch, but tiles of images; give of: input, or leave experts out of the vision tower"
-        )
+    def check(self, mixture: "Mixture", tasks: Sequence[str]) -> None:
+        """Refuse a single task, which experts could not specialise on."""
+        super().check(mixture, tasks)
+        if self.of == "task" and len(tasks) < 2:
+            raise ValueError(
+                f"MutualInformation asks for experts that differ between tasks, and the data has only {tasks[0]}; give "
+                "of: input"
+            )

@@ -6,6 +6,7 @@ that its value and its gradient are those of the whole batch, however it is shar
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,11 +71,12 @@ class RoutingObjective(Objective, ABC):
             routed: Inputs of this process there; for their numbers of experts and tasks.
         """
 
-    def check(self, mixture: "Mixture") -> None:
+    def check(self, mixture: "Mixture", tasks: Sequence[str]) -> None:
         """Refuse a mixture that the objective makes no sense for; a weight of 0 only measures, which always does.
 
         Args:
             mixture: The mixture to be trained.
+            tasks: Names of the tasks of the data.
 
         Raises:
             ValueError: Its routers or experts are of the wrong kind; the message says what to do.

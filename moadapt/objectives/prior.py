@@ -4,6 +4,7 @@ The Kullback-Leibler divergence `sum_e m_e log(m_e / q_e)` from the shares q tha
 the mean m of the inputs' probabilities. It is 0 where they agree; for even shares it is at most ln E.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,9 @@ class Prior(RoutingObjective):
         wanted = mean.new_tensor(self.shares or (1.0,) * routed.num_experts)
         return -entropy(mean) - torch.dot(mean, (wanted / wanted.sum()).log())
 
-    def check(self, mixture: "Mixture") -> None:
+    def check(self, mixture: "Mixture", tasks: Sequence[str]) -> None:
         """Refuse shares that are not one an expert."""
-        super().check(mixture)
+        super().check(mixture, tasks)
         if self.shares is not None and len(self.shares) != len(mixture.experts):
             raise ValueError(
                 f"Prior got {len(self.shares)} shares for {len(mixture.experts)} experts; give one for each of "

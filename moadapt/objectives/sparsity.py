@@ -5,6 +5,7 @@ Lasso") puts it on coefficients. It is for gates that open and shut one by one; 
 one, as those of a softmax do, their norm is one and only their entropy can make them few.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,9 @@ class Sparsity(RoutingObjective):
         """Return the mean."""
         return sums[0] / sums[1].clamp(min=1)
 
-    def check(self, mixture: "Mixture") -> None:
+    def check(self, mixture: "Mixture", tasks: Sequence[str]) -> None:
         """Refuse routers whose weights always add up to one."""
-        super().check(mixture)
+        super().check(mixture, tasks)
         router = mixture.spec.router
         if self.weight and router is not None and router.sums_to_one:
             raise ValueError(

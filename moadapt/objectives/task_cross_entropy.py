@@ -4,6 +4,7 @@ Xu et al., "MeteoRA", section 3.3. What routers cannot learn from the loss of th
 has weight 1 whatever its logit, they learn from it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
 class TaskCrossEntropy(RoutingObjective):
     """Mean cross-entropy, in nats, over inputs whose task has an expert of its name."""
 
-    def check(self, mixture: "Mixture") -> None:
+    def check(self, mixture: "Mixture", tasks: Sequence[str]) -> None:
         """Refuse a mixture in which no expert bears a task's name.
 
         Raises:
             ValueError: It is so.
         """
-        if not set(mixture.tasks) & set(mixture.experts):
-            experts, tasks = ", ".join(mixture.experts), ", ".join(mixture.tasks)
+        super().check(mixture, tasks)
+        if not set(tasks) & set(mixture.experts):
             raise ValueError(
-                f"TaskCrossEntropy teaches experts named after tasks, and none of {experts} is one of {tasks}; rename "
-                "the experts, or leave it out"
+                "TaskCrossEntropy teaches experts named after tasks, and none of "
+                f"{', '.join(mixture.experts)} is one of {', '.join(tasks)}; rename the experts, or leave it out"
             )
 
     def sums(self, routed: Routed) -> Tensor:

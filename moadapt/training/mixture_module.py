@@ -175,7 +175,7 @@ class MixtureModule(TaskModule):
     def on_train_start(self) -> None:
         """Let objectives judge whether they suit the mixture; start what changes ranks, or go on with it."""
         for objective in self._judges.values():
-            objective.check(self.mixture)
+            objective.check(self.mixture, tuple(self.data.tasks))
         if self.ranks is not None:
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:

@@ -18,6 +18,7 @@ from moadapt.objectives import (
     Prior,
     RoutingObjective,
     Sparsity,
+    TaskCrossEntropy,
     ZLoss,
 )
 from moadapt.routed import Routed, entropy, routed_at
@@ -32,12 +33,12 @@ E = len(EXPERTS)
 SURE = 60.0  # a logit so far above the others that its probability is one
 
 
-def laid_out(logits: Tensor, tasks: Sequence[int] | None = None, names: Sequence[str] = ("s", "t")) -> Routed:
+def laid_out(logits: Tensor, tasks: Sequence[int] | None = None) -> Routed:
     """Rows with these logits (N, E), each routed to its best expert with the probability that it has."""
     logits = logits.reshape(-1, 1, 1, E)
     seen = RoutingContext(task_ids=None if tasks is None else torch.tensor(tasks))
     best, indices = logits.softmax(-1).topk(1)
-    return routed_at(Observation("here", Routing(best, E, indices, logits=logits), seen), EXPERTS, names)
+    return routed_at(Observation("here", Routing(best, E, indices, logits=logits), seen), EXPERTS, ("s", "t"))
 
 
 def value(objective: RoutingObjective, logits: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
@@ -151,27 +152,35 @@ def test_rows_of_an_unknown_task_tell_nothing_of_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "router", "experts", "message"),
+    ("objective", "router", "experts", "tasks", "message"),
     [
-        (LoadBalance(), ByTask(), "ab", "LoadBalance cannot move ByTask, which has nothing to train"),
-        (ZLoss(), ByTask(), "ab", "give it weight: 0 to measure only"),
-        (Entropy(), Softmax(), "a", "Entropy compares experts, and there is only a"),
-        (Sparsity(), TopK(), "abc", "the weights of TopK add up to 1 for every input"),
-        (Prior(shares=(1, 2)), Softmax(), "abc", "Prior got 2 shares for 3 experts; give one for each of a, b, c"),
+        (LoadBalance(), ByTask(), "ab", "ab", "LoadBalance cannot move ByTask, which has nothing to train"),
+        (ZLoss(), ByTask(), "ab", "ab", "give it weight: 0 to measure only"),
+        (Entropy(), Softmax(), "a", "ab", "Entropy compares experts, and there is only a"),
+        (Sparsity(), TopK(), "abc", "ab", "the weights of TopK add up to 1 for every input"),
+        (MutualInformation(), Softmax(), "ab", "s", "the data has only s; give of: input"),
+        (TaskCrossEntropy(), Softmax(), "ab", "st", "none of a, b is one of s, t; rename the experts"),
+        (
+            Prior(shares=(1, 2)),
+            Softmax(),
+            "abc",
+            "ab",
+            "Prior got 2 shares for 3 experts; give one for each of a, b, c",
+        ),
     ],
     ids=str,
 )
 def test_mixtures_that_it_makes_no_sense_for_are_refused(
-    objective: RoutingObjective, router: Any, experts: str, message: str
+    objective: RoutingObjective, router: Any, experts: str, tasks: str, message: str
 ) -> None:
     mixture = attach(tiny_llama(), experts={name: LoRA() for name in experts}, router=router)
     with pytest.raises(ValueError, match=message):
-        objective.check(mixture)
+        objective.check(mixture, tasks)
 
 
 def test_measuring_is_never_refused() -> None:
     mixture = attach(tiny_llama(), experts={"a": LoRA(), "b": LoRA()}, router=ByTask())
-    LoadBalance(weight=0.0).check(mixture)
+    LoadBalance(weight=0.0).check(mixture, ["s"])
 
 
 @pytest.mark.parametrize(
@@ -193,5 +202,3 @@ def test_what_cannot_be_judged_is_told() -> None:
         ZLoss().sums(bare)
     with pytest.raises(ValueError, match="needs the task of each routed row"):
         MutualInformation().sums(bare)
-    with pytest.raises(ValueError, match="needs two tasks or more"):
-        MutualInformation().sums(laid_out(EVEN, [0] * 8, names=("s",)))

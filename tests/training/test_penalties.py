@@ -42,7 +42,7 @@ class Gates(Softmax):
 def suiting(objective: RoutingObjective, router: RouterSpec) -> RouterSpec:
     """The router, or gates in its scope where the objective refuses it."""
     try:
-        objective.check(make(router))
+        objective.check(make(router), TASKS)
     except ValueError:
         return Gates(scope=router.scope, per=router.per)
     return router
