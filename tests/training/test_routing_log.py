@@ -11,6 +11,7 @@ import torch
 from moadapt.adapters import LoRA
 from moadapt.measures import Load, TaskLoad
 from moadapt.placement import Placement
+from moadapt.registry import ROUTERS
 from moadapt.routed import routed_at, with_tasks
 from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule
@@ -58,6 +59,16 @@ def test_what_is_written_is_the_routing_of_the_prompts(tmp_path: Path, base: str
     assert logged["routing/entropy"] == pytest.approx(written["means"]["entropy"], abs=1e-5)
     assert 0 <= logged["routing/task_information"] <= math.log(2) + 1e-6
     assert "routing/drift" not in logged
+
+
+@pytest.mark.parametrize("name", ROUTERS.names())
+def test_every_router_is_measured(tmp_path: Path, base: str, name: str) -> None:
+    *_, logged, written = validated(tmp_path, base, ROUTERS.get(name)(), epochs=2)
+    for found in written["places"].values():
+        assert sum(found["load"]) == pytest.approx(1, abs=1e-4)
+        assert 1 - 1e-4 <= found["effective_experts"] <= 2 + 1e-4
+    assert {"entropy", "input_information", "task_information", "dropped", "drift"} <= written["means"].keys()
+    assert all(math.isfinite(value) for value in logged.values())
 
 
 def test_drift_is_measured_from_the_second_validation_on(tmp_path: Path, base: str) -> None:
