@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from moadapt.acting import acting
 from moadapt.adapters.family import Bank, check_routing, with_output
+from moadapt.adapters.stacked import over_features
 from moadapt.call import Call
 from moadapt.context import CallContext
 from moadapt.names import SHARED
@@ -25,7 +27,7 @@ class AdaptedModule(nn.Module):
         context: The mixture's call context, which gives the routing.
 
     Raises:
-        ValueError: Several banks change how the module runs.
+        ValueError: Several banks change how the module runs, or one that acts on some tokens cannot leave out others.
     """
 
     def __init__(self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext) -> None:
@@ -37,6 +39,13 @@ class AdaptedModule(nn.Module):
                 f"({'; '.join(running)}), and it can run in one way only; give the adapters there one family and the "
                 "options that a stack shares, such as lr_ratio, or place them apart"
             )
+        for bank in banks:
+            if bank.acts_on and (bank.runs_module or not bank.family.standalone):
+                raise ValueError(
+                    f"{site.path}: {bank.family.__name__} of {', '.join(bank.names)} acts on "
+                    f"{' and '.join(bank.acts_on)}, but what it does there cannot be taken off single tokens; leave "
+                    "acts_on out, or choose another family or another site"
+                )
         self._input = next(iter(inspect.signature(module.forward).parameters))
         self.module = module
         self.banks = nn.ModuleList(sorted(banks, key=lambda bank: not bank.runs_module))
@@ -85,18 +94,32 @@ class AdaptedModule(nn.Module):
         if self._site.form == "entry":
             entering = x
             for bank, own in banks:
-                entering = bank.add_to(entering, x, own, call)
+                entering = self._add(bank, entering, x, own, call)
             return self.module(entering, *args, **kwargs)
         (first, own), *others = banks
         if others and any(bank.reads_output for bank, _ in banks):
             running = first.adapt if first.runs_module else _run
             adding = others if first.runs_module else banks
             found = running(self.module, x, own, call, *args, **kwargs)
-            return with_output(found, lambda y: y + sum(bank(x, y, own, call) for bank, own in adding))
-        found = first.adapt(self.module, x, own, call, *args, **kwargs)
-        for bank, own in others:
-            found = with_output(found, partial(bank.add_to, x=x, routing=own, call=call))
+            return with_output(found, lambda y: y + sum(self._delta(bank, y, x, own, call) for bank, own in adding))
+        running, adding = (_run, banks) if first.acts_on else (first.adapt, others)
+        found = running(self.module, x, own, call, *args, **kwargs)
+        for bank, own in adding:
+            found = with_output(found, partial(self._add, bank, x=x, routing=own, call=call))
         return found
+
+    def _add(self, bank: Bank, y: Tensor, x: Tensor, routing: Routing | None, call: Call) -> Tensor:
+        if not bank.acts_on:
+            return bank.add_to(y, x, routing, call)
+        return y + self._delta(bank, y, x, routing, call)
+
+    def _delta(self, bank: Bank, y: Tensor, x: Tensor, routing: Routing | None, call: Call) -> Tensor:
+        """Return what a bank adds, zero at the tokens that it does not act on."""
+        delta: Tensor = bank(x, y, routing, call)
+        if not bank.acts_on:
+            return delta
+        others = ~acting(call, self._site, bank.acts_on, x).unsqueeze(-1)
+        return delta.masked_fill(over_features(others.expand(-1, -1, y.shape[-1]), x, y), 0.0)
 
 
 def _heeded(bank: Bank, routing: Routing | None) -> Routing | None:

@@ -54,6 +54,7 @@ class Call:
         prompt: Which tokens of this pass are prompt, (B, T); None while a cache is continued and in vision models.
         real: Which tokens of this pass are no padding, (B, T); None in vision models.
         image: Which tokens stand for image patches, (B, T).
+        with_image: Which rows have an image in their prompt, (B,), as held with the cache where one is continued.
         inserted: Positions of the tokens of this pass that were inserted for adapters, (B, n).
         task_ids: Index of each row's task, (B,).
         memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
@@ -70,6 +71,7 @@ class Call:
     prompt: Tensor | None = None
     real: Tensor | None = None
     image: Tensor | None = None
+    with_image: Tensor | None = None
     inserted: Tensor | None = None
     task_ids: Tensor | None = None
     memories: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -126,6 +128,7 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
         call.inserted = _inserted(request, tokens)
         if call.inserted is not None:  # no reader of the prompt may read them
             call.prompt = call.prompt.scatter(1, call.inserted, value=False)
+        call.with_image = None if image is None else (image & call.prompt).any(dim=1)
         known = image_token is not None
         call.images_match = pixels is None or (
             images_match_rows(image, len(pixels)) if known else len(pixels) == len(tokens)

@@ -29,10 +29,12 @@ class Held:
     Args:
         routings: Those by sequence, by place.
         memories: What banks keep of the prompt, by module path.
+        with_image: Which rows have an image in their prompt, (B,).
     """
 
     routings: dict[str, Routing]
     memories: dict[str, dict[str, Tensor]]
+    with_image: Tensor | None
 
 
 class CallContext:
@@ -46,6 +48,7 @@ class CallContext:
         image_token: Token id that stands for an image patch.
         embed: Gives the embeddings of input tokens.
         reads_prompt: Whether some adapter lets tokens read later tokens of the prompt.
+        tells_images: Whether some adapter acts on image tokens or text alone, or on rows with or without images.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class CallContext:
         embed: Callable[[Tensor], Tensor],
         *,
         reads_prompt: bool = False,
+        tells_images: bool = False,
     ) -> None:
         self.call: Call | None = None
         self.enabled = True
@@ -71,7 +75,7 @@ class CallContext:
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
         self._by_sequence = spec is not None and spec.scope == "sequence"
-        self._reads_prompt = reads_prompt
+        self._reads_prompt, self._tells_images = reads_prompt, tells_images
         self._request: Request | None = None
         self._prepared: Call | None = None
         self._held: WeakKeyDictionary[Any, Held] = WeakKeyDictionary()
@@ -115,9 +119,11 @@ class CallContext:
         held = self._held_for(inputs.get("past_key_values"))
         call = self.call = read_call(inputs, self._request, self._image_token, continues=held is not None)
         self._check_prompt(call, self._request, inputs.get("labels"))
+        self._check_images(call)
         if held is not None:
             call.routings.update(held.routings)
             call.memories.update(held.memories)
+            call.with_image = held.with_image
         if self._prepared is not None and held is None:
             times = call.num_rows // self._prepared.num_rows
             call.routings.update({p: r.repeat_rows(times) for p, r in self._prepared.routings.items()})
@@ -135,7 +141,7 @@ class CallContext:
             return
         routings = {p: r.detached() for p, r in call.routings.items()} if self._by_sequence else {}
         memories = {path: {n: t.detach() for n, t in kept.items()} for path, kept in call.memories.items()}
-        self._held[cache] = Held(routings, memories)
+        self._held[cache] = Held(routings, memories, call.with_image)
 
     def enter_block(self, block: str, hidden: Tensor) -> None:
         """Let the routers decide that read what enters a block.
@@ -192,6 +198,12 @@ class CallContext:
             yield
         finally:
             self.call = before
+
+    def _check_images(self, call: Call) -> None:
+        if self._tells_images and call.real is not None and call.image is None and self._image_token is not None:
+            raise ValueError(
+                "adapters act on text or image tokens alone, and inputs_embeds does not tell them apart; pass input_ids"
+            )
 
     def _check_prompt(self, call: Call, request: Request, labels: Tensor | None) -> None:
         spec = self._spec

@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from moadapt.acting import TokenRange, check_ranges, ranges_at
 from moadapt.adapted import AdaptedModule
-from moadapt.adapters.family import Adapter, Bank, FamilySpec
+from moadapt.adapters.family import Adapter, Bank, FamilySpec, NotMergeable
 from moadapt.call import Request, image_token_of
 from moadapt.context import CallContext, block_input, routers_of
 from moadapt.inserting import Inserted, count_inserted, insert, plain_token
@@ -54,6 +55,9 @@ class Mixture(nn.Module):
         for adapter in spec.adapters():
             adapter.spec.check_base(base, self.anatomy)
         self.sites = spec.sites(self.anatomy)
+        for adapter in spec.adapters():
+            own = [site for site, here in self.sites.items() if adapter in here]
+            check_ranges(adapter.name, adapter.spec.ranges, own, base, self.anatomy)
         routed = [site for site, here in self.sites.items() if any(a.expert is not None for a in here)]
         router = spec.router
         self.places = () if router is None else plan_places(base, self.anatomy, routed, router)
@@ -67,6 +71,7 @@ class Mixture(nn.Module):
             image_token_of(base),
             self._embed,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
+            tells_images=any(set(adapter.spec.ranges) - {"answer"} for adapter in spec.adapters()),
         )
         self.inserts = count_inserted(spec.adapters())
         """How many tokens adapters put before each row."""
@@ -343,9 +348,11 @@ class Mixture(nn.Module):
             A new transformers model without adapters, and how far it is from the mixture.
 
         Raises:
+            NotMergeable: Adapters act on some tokens only, or are no affine map.
             ValueError: The mixture was detached, or the method cannot merge it.
         """
         self._refuse_detached()
+        self._refuse_scoped()
         with self._evaluating():
             plan = MERGES.get(method)().plan(self, **options)
             return plan.model(), plan.report()
@@ -359,11 +366,13 @@ class Mixture(nn.Module):
             options: What the method takes.
 
         Raises:
+            NotMergeable: As in `merge`.
             ValueError: The mixture was detached, the method cannot merge it, or the folder holds something else.
         """
         from moadapt.hub.peft_folder import write_peft_folder
 
         self._refuse_detached()
+        self._refuse_scoped()
         with self._evaluating():
             plan = MERGES.get(method)().plan(self, **options)
             report: MergeReport = plan.report()
@@ -403,13 +412,13 @@ class Mixture(nn.Module):
         """Build the banks, and a wrapper for the module of each site; modules within others come first."""
         modules = {site: self.base.get_submodule(site.path) for site in self.sites}
         banks: dict[Site, list[Bank]] = {site: [] for site in self.sites}
-        for family, shared in dict.fromkeys(_stack_of(a) for here in self.sites.values() for a in here):
+        for family, ranges, shared in dict.fromkeys(_stack_of(a) for here in self.sites.values() for a in here):
             together = {
-                site: ([a for a in here if _stack_of(a) == (family, shared)], modules[site])
+                site: ([a for a in here if _stack_of(a) == (family, ranges, shared)], modules[site])
                 for site, here in self.sites.items()
             }
             for site, bank in family.banks({site: given for site, given in together.items() if given[0]}).items():
-                bank.family = family
+                bank.family, bank.acts_on = family, ranges_at(site, ranges)
                 banks[site].append(bank.to(next(modules[site].parameters()).device))
         wrappers = {s.path: AdaptedModule(modules[s], banks[s], s, self.context) for s in self.sites}
         return dict(sorted(wrappers.items(), key=lambda item: -item[0].count(".")))
@@ -444,6 +453,15 @@ class Mixture(nn.Module):
     def _refuse_detached(self) -> None:
         if not self.attached:
             raise ValueError("this mixture was detached from its base; attach adapters again, or load them")
+
+    def _refuse_scoped(self) -> None:
+        """Refuse to merge what acts on some tokens only."""
+        for site, bank in self.banks():
+            if bank.acts_on:
+                raise NotMergeable(
+                    f"{site.path}: {', '.join(bank.names)} acts on {' and '.join(bank.acts_on)} alone, but a weight "
+                    "changes every token; keep the mixture, or leave acts_on out"
+                )
 
     def _open_call(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.context.enabled:
@@ -491,9 +509,9 @@ def _indices(what: str, names: Iterable[str], known: Sequence[str]) -> list[int]
     return [known.index(name) for name in names]
 
 
-def _stack_of(adapter: Adapter) -> tuple[type[FamilySpec], Hashable]:
+def _stack_of(adapter: Adapter) -> tuple[type[FamilySpec], tuple[TokenRange, ...], Hashable]:
     """Adapters of which this is the same share a bank."""
-    return type(adapter.spec), adapter.spec.shares_with()
+    return type(adapter.spec), adapter.spec.ranges, adapter.spec.shares_with()
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moadapt.acting import TokenRange, ranges_of
 from moadapt.call import Call
 from moadapt.placement import Placement
 from moadapt.routing import Routing
@@ -92,6 +93,8 @@ class Bank(nn.Module, ABC):
 
     family: "type[FamilySpec]"
     """Class of its adapters' specs; set by the mixture."""
+    acts_on: tuple[TokenRange, ...] = ()
+    """Ranges of tokens beyond which its delta counts as zero; set by the mixture, which sees to it."""
 
     reads_output: ClassVar[bool] = False
     """Whether `forward` reads `y`, which is then the module's output before any bank's delta is added to it.
@@ -252,9 +255,13 @@ class FamilySpec(ABC):
 
     Args:
         placement: Where the adapter sits; None is the mixture's placement.
+        acts_on: Tokens that it changes: `image` tokens, `text` (all others), the `question` (text of the prompt), the
+            `answer` (what stands behind it), or those of `rows_with_image` or `rows_without_image`; of several ranges
+            what is within all. Others it leaves exactly as they are. Such an adapter cannot be merged.
     """
 
     placement: Placement | None = None
+    acts_on: TokenRange | tuple[TokenRange, ...] = "all"
 
     forms: ClassVar[tuple[str, ...]] = ("linear",)
     """Forms of site that it can sit at, see `moadapt.sites.Site`."""
@@ -270,7 +277,10 @@ class FamilySpec(ABC):
     """Whether tokens read no later ones outside the prompt; if they do, it sits only where attention is not causal."""
 
     standalone: ClassVar[bool] = True
-    """Whether what it adds follows from a site's input and output, so that a bank can be run by itself."""
+    """Whether what it adds follows from a site's input and output, so that a bank can be run by itself.
+
+    If not, its delta cannot be taken off some of the tokens.
+    """
 
     def default_kinds(self) -> tuple[str, ...]:
         """Return the kinds of site that it sits at where its placement names none."""
@@ -319,6 +329,11 @@ class FamilySpec(ABC):
     def shares_with(self) -> Hashable:
         """Return what adapters of this family must have in common to be stacked in one bank."""
         return None
+
+    @property
+    def ranges(self) -> tuple[TokenRange, ...]:
+        """The ranges of tokens that limit it, in one order; none where it acts on all tokens."""
+        return ranges_of(self.acts_on)
 
     @classmethod
     @abstractmethod
