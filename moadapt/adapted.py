@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from moadapt.acting import acting
@@ -27,7 +28,8 @@ class AdaptedModule(nn.Module):
         context: The mixture's call context, which gives the routing.
 
     Raises:
-        ValueError: Several banks change how the module runs, or one that acts on some tokens cannot leave out others.
+        ValueError: Several banks change how the module runs, or one does where the router waits for what comes out, or
+            one that acts on some tokens cannot leave out others.
     """
 
     def __init__(self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext) -> None:
@@ -46,6 +48,13 @@ class AdaptedModule(nn.Module):
                     f"{' and '.join(bank.acts_on)}, but what it does there cannot be taken off single tokens; leave "
                     "acts_on out, or choose another family or another site"
                 )
+        judge = context.judge(site)
+        if judge is not None and running:
+            raise ValueError(
+                f"{site.path}: the {type(judge).__name__} there decides on what the module and each expert give, but "
+                f"{running[0]} changes how the module itself runs, so that nothing is known before; choose another "
+                "router, or another family there"
+            )
         self._input = next(iter(inspect.signature(module.forward).parameters))
         self.module = module
         self.banks = nn.ModuleList(sorted(banks, key=lambda bank: not bank.runs_module))
@@ -82,15 +91,17 @@ class AdaptedModule(nn.Module):
         x, args = (args[0], args[1:]) if args else (kwargs.pop(self._input), ())
         axes = x.shape[1:-1]
         if self._site.form != "linear" or len(axes) < 2:
-            return self._adapted(x, self._context.route(call, self._site, x), call, *args, **kwargs)
+            return self._adapted(x, call, *args, **kwargs)
         x = x.flatten(1, -2)  # a linear layer takes every vector by itself, and routings know one axis of tokens
-        found = self._adapted(x, self._context.route(call, self._site, x), call, *args, **kwargs)
+        found = self._adapted(x, call, *args, **kwargs)
         return with_output(found, lambda y: y.unflatten(1, axes))
 
-    def _adapted(self, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:
-        banks = [(bank, _heeded(bank, routing)) for bank in self.banks if isinstance(bank, Bank)]
-        for bank, own in banks:
-            check_routing(bank.family, self._site, own)
+    def _adapted(self, x: Tensor, call: Call, *args: Any, **kwargs: Any) -> Any:
+        judge = None if call.overridden else self._context.judge(self._site)
+        if judge is not None:
+            found = self.module(x, *args, **kwargs)
+            return with_output(found, lambda y: y + self._judged(x, y, judge.num_experts, call))
+        banks = self._heeding(self._context.route(call, self._site, x))
         if self._site.form == "entry":
             entering = x
             for bank, own in banks:
@@ -108,6 +119,27 @@ class AdaptedModule(nn.Module):
             found = with_output(found, partial(self._add, bank, x=x, routing=own, call=call))
         return found
 
+    def _judged(self, x: Tensor, y: Tensor, num_experts: int, call: Call) -> Tensor:
+        """Return the delta of all banks, by a router that decides on what each expert gives."""
+        each = []
+        for bank, _ in self._heeding(None):
+            if not set(bank.names) <= {SHARED}:
+                outputs = bank.expert_outputs(x, y, num_experts, call)
+                others = self._others(bank, x, call)
+                each.append(outputs if others is None else outputs.masked_fill(others.unsqueeze(-1), 0.0))
+        routing = self._context.route(call, self._site, x, y, torch.stack(each).sum(dim=0)) if each else None
+        return torch.stack([self._delta(bank, y, x, own, call) for bank, own in self._heeding(routing)]).sum(dim=0)
+
+    def _heeding(self, routing: Routing | None) -> list[tuple[Bank, Routing | None]]:
+        """Return the banks, each with what it heeds of a routing: a shared adapter counts once whatever it says."""
+        found: list[tuple[Bank, Routing | None]] = []
+        for bank in self.banks:
+            assert isinstance(bank, Bank), "wrappers hold banks"
+            own = None if set(bank.names) <= {SHARED} else routing
+            check_routing(bank.family, self._site, own)
+            found.append((bank, own))
+        return found
+
     def _add(self, bank: Bank, y: Tensor, x: Tensor, routing: Routing | None, call: Call) -> Tensor:
         if not bank.acts_on:
             return bank.add_to(y, x, routing, call)
@@ -116,15 +148,14 @@ class AdaptedModule(nn.Module):
     def _delta(self, bank: Bank, y: Tensor, x: Tensor, routing: Routing | None, call: Call) -> Tensor:
         """Return what a bank adds, zero at the tokens that it does not act on."""
         delta: Tensor = bank(x, y, routing, call)
-        if not bank.acts_on:
+        others = self._others(bank, x, call)
+        if others is None:
             return delta
-        others = ~acting(call, self._site, bank.acts_on, x).unsqueeze(-1)
         return delta.masked_fill(over_features(others.expand(-1, -1, y.shape[-1]), x, y), 0.0)
 
-
-def _heeded(bank: Bank, routing: Routing | None) -> Routing | None:
-    """Return the routing where a bank holds an expert; a shared adapter counts once whatever the experts' weights."""
-    return None if set(bank.names) <= {SHARED} else routing
+    def _others(self, bank: Bank, x: Tensor, call: Call) -> Tensor | None:
+        """Return the tokens that a bank does not act on, (B, T, 1); None where it acts on all."""
+        return ~acting(call, self._site, bank.acts_on, x).unsqueeze(-1) if bank.acts_on else None
 
 
 def _run(module: nn.Module, x: Tensor, routing: Routing | None, call: Call, *args: Any, **kwargs: Any) -> Any:

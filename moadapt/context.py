@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moadapt.call import Call, Request, check_filled, check_prompt, read_call
 from moadapt.places import Place
-from moadapt.router import Router, RouterSpec, RoutingContext
+from moadapt.router import STATES, Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
 from moadapt.sites import Site
 from moadapt.tracing import Observation, Trace
@@ -163,13 +163,28 @@ class CallContext:
                     seen[place.summarises] = self._see(call, place, hidden, reached=place.hook == block)
                 self._decide(call, place, seen[place.summarises])
 
-    def route(self, call: Call, site: Site, x: Tensor) -> Routing | None:
+    def judge(self, site: Site) -> Router | None:
+        """Return the router of a site where it decides on what the module and each expert give there.
+
+        Args:
+            site: Where.
+        """
+        place = self._place_of.get(site.path)
+        if place is None or self._spec is None or self._spec.reads != "outputs":
+            return None
+        return self._routers[place.name][1]
+
+    def route(
+        self, call: Call, site: Site, x: Tensor, output: Tensor | None = None, outputs: Tensor | None = None
+    ) -> Routing | None:
         """Give an adapted module its routing.
 
         Args:
             call: The current call.
             site: Where.
             x: Input of the site, (B, T, D) or (N, D).
+            output: What the module gives, (B, T, F), where the router judges it.
+            outputs: What each expert would add, (B, T, E, F), likewise.
 
         Raises:
             ValueError: The routing's rows or tokens are not those of the site.
@@ -178,7 +193,8 @@ class CallContext:
         if place is None:
             return None
         if place.hook is None and place.dim and not call.overridden:
-            routing = self._decide(call, place, self._see(call, place, x))
+            seen = replace(self._see(call, place, x), output=output, outputs=outputs)
+            routing = self._decide(call, place, seen)
         elif place.name in call.routings:
             routing = call.routings[place.name]
         else:
@@ -229,7 +245,7 @@ class CallContext:
         if call.overridden:
             return
         for place, router in self._routers.values():
-            if "hidden" not in router.needs and place.name not in call.routings:
+            if not router.needs & STATES and place.name not in call.routings:
                 self._decide(call, place, self._see(call, place, None))
             elif place.before_language and ids is not None and call.prompt is not None and call.text_features is None:
                 text = call.prompt if call.image is None else call.prompt & ~call.image

@@ -96,9 +96,14 @@ def _refuse_unreadable(sites: list[Site], spec: RouterSpec) -> None:
     if spec.depends_on != "input":
         return
     for site in sites:
+        if site.form == "entry" and spec.reads == "outputs":
+            raise ValueError(
+                f"{spec} decides on what a module and its experts give, but experts at {site.path} change what enters "
+                "it, before it gives anything; choose another router, or leave experts out there"
+            )
         if site.form not in _UNREADABLE:
             continue
-        own = spec.per == "site" and spec.reads == "place"
+        own = spec.per == "site" and spec.reads != "prompt"
         place = "before the first block" if site.layer is None else 'with per="site"' if own else ""
         if not place and site.form == "conv2d" and spec.scope == "token":
             place = 'with scope="token"'
@@ -130,7 +135,8 @@ def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[S
         return replace(_model_place(base, anatomy, sites, spec), name=name)
     if name == site.path:
         _refuse_outside_blocks(site, spec)
-        return Place(name, tower.name, None, site.in_features, False, ())
+        width = site.out_features if spec.reads == "outputs" else site.in_features
+        return Place(name, tower.name, None, width, False, ())
     block = tower.blocks[0 if spec.per == "tower" else cast(int, site.layer)]
     return Place(name, tower.name, block, _width(base, block), False, ())
 

@@ -17,9 +17,11 @@ from moadapt.routing import Routing
 
 Scope = Literal["sequence", "token"]
 Per = Literal["model", "tower", "layer", "site"]
-Reads = Literal["place", "prompt"]
+Reads = Literal["place", "prompt", "outputs"]
 SCOPES: tuple[Scope, ...] = ("sequence", "token")
 PER: tuple[Per, ...] = ("model", "tower", "layer", "site")
+STATES = frozenset({"hidden", "output", "outputs"})
+"""Fields of a routing context that exist only once the base runs."""
 UNKNOWN_TASK = -1
 """Index of a task that a mixture does not know, where its router takes such tasks."""
 
@@ -41,6 +43,8 @@ class RoutingContext:
         progress: How much of the training is over, a scalar from 0 to 1; None when it is, and after it.
         tower: Name of the tower that the place is in.
         noise: What to draw from in training so that all processes draw the same; None where nobody cares.
+        output: What the module of the place gives before anything is added, (B, T, F), for a router that reads outputs.
+        outputs: What each expert would add to it with weight 1, (B, T, E, F), likewise.
     """
 
     hidden: Tensor | None = None
@@ -52,6 +56,8 @@ class RoutingContext:
     progress: Tensor | None = None
     tower: str = "language"
     noise: torch.Generator | None = None
+    output: Tensor | None = None
+    outputs: Tensor | None = None
 
     @cached_property
     def pooled(self) -> Tensor:
@@ -90,7 +96,9 @@ class Router(nn.Module, ABC):
     """Gives each input its weights."""
 
     needs: ClassVar[frozenset[str]]
-    """Fields of `RoutingContext` that it cannot do without: `hidden`, `task_ids`."""
+    """Fields of `RoutingContext` that it cannot do without: `hidden`, `task_ids`, `output`, `outputs`."""
+    num_experts: int
+    """E; known of routers that need `outputs`."""
 
     @abstractmethod
     def forward(self, context: RoutingContext) -> Routing:
@@ -125,9 +133,12 @@ class RouterSpec(ABC):
     per: Per = "layer"
 
     scopes: ClassVar[tuple[Scope, ...]] = SCOPES
+    places: ClassVar[tuple[Per, ...]] = PER
+    """What there may be one router of."""
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "input"
     reads: ClassVar[Reads] = "place"
-    """Whether a router by input reads the hidden states of its place, or the embedded prompt wherever it sits."""
+    """Whether a router by input reads the hidden states of its place, the embedded prompt wherever it sits, or what the
+    module of its site and each expert there give."""
     alike: ClassVar[bool] = False
     """Whether the routers of all places would give the same, so that one serves them all."""
     sums_to_one: ClassVar[bool] = True
@@ -142,6 +153,11 @@ class RouterSpec(ABC):
             raise ValueError(f"{name} routes by {' or '.join(self.scopes)}, not by {self.scope!r}; change scope")
         if self.per not in PER:
             raise ValueError(f"{name} got per={self.per!r}; choose one of {', '.join(PER)}")
+        if self.per not in self.places:
+            raise ValueError(
+                f"{name} decides at each {' or '.join(self.places)}, where what it reads is known, and not once a "
+                f"{self.per}; leave per out"
+            )
 
     @abstractmethod
     def build(self, dim: int, num_experts: int) -> Router:

@@ -138,6 +138,24 @@ class Bank(nn.Module, ABC):
         delta: Tensor = self(x, y, routing, call)
         return y + delta
 
+    def expert_outputs(self, x: Tensor, y: Tensor, num_experts: int, call: Call | None = None) -> Tensor:
+        """Return what each expert by itself would add with weight 1, zero where it is absent; for routers that ask.
+
+        Here the bank is run once an expert and once without any; a family may know a cheaper way.
+
+        Args:
+            x: Input of the site, (B, T, D) or (N, D).
+            y: As in `forward`.
+            num_experts: E.
+            call: As in `forward`.
+
+        Returns:
+            (B, T, E, F) or (N, E, F).
+        """
+        ones = torch.eye(num_experts, device=y.device, dtype=torch.promote_types(y.dtype, torch.float32))
+        without = self(x, y, Routing.constant(torch.zeros_like(ones[0])), call)
+        return torch.stack([self(x, y, Routing.constant(one), call) - without for one in ones], dim=-2)
+
     def adapt(
         self, module: nn.Module, x: Tensor, routing: Routing | None, call: Call | None, *args: Any, **kwargs: Any
     ) -> Any:

@@ -16,7 +16,7 @@ from moadapt.adapters.blending import blended
 from moadapt.adapters.family import Adapter, Delta, Factors
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
 from moadapt.adapters.initial.plain import Uniform
-from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
+from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear, take_rows
 from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
 from moadapt.adapters.tiled import add_tiled
 from moadapt.call import Call
@@ -196,6 +196,15 @@ class LoRABank(StackedBank):
         assert isinstance(module, nn.Linear), "only plain linear layers are fused"
         down, up = self.factors(x.dtype)
         return stacked_linear(module, x, down, up, _experts(routing), self._ranks)
+
+    def expert_outputs(self, x: Tensor, y: Tensor, num_experts: int, call: Call | None = None) -> Tensor:
+        """Return what each expert adds, (B, T, E, F), by one product down and one up; without dropout."""
+        down, up = self.factors(y.dtype)
+        slots = functional.pad(self.slots, (0, 0, 0, num_experts - len(self.slots)), value=-1)
+        ranks = slots.clamp(min=0).flatten()
+        shrunk = (self.shrink(x, down) * self._ranks.scale(y.dtype)).index_select(-1, ranks)
+        shrunk = shrunk.view(*shrunk.shape[:-1], *slots.shape) * (slots >= 0)
+        return torch.einsum("...eq,eqf->...ef", shrunk, take_rows(up, ranks.view(slots.shape)))
 
     def delta(self, weights: Tensor) -> Delta:
         """Return the stacked factors, the weights folded into `up`."""

@@ -2,6 +2,7 @@
 
 from moadapt_routers.by_task import ByTask
 from moadapt_routers.constant import Constant
+from moadapt_routers.fusion import Fusion
 from moadapt_routers.hard_to_soft import HardToSoft
 from moadapt_routers.meteora import MeteoRA
 from moadapt_routers.poly import Poly
@@ -18,6 +19,7 @@ from moadapt_routers.top_p import TopP
 __all__ = [
     "ByTask",
     "Constant",
+    "Fusion",
     "HardToSoft",
     "MeteoRA",
     "Poly",

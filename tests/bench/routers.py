@@ -66,12 +66,13 @@ class GivenRouter(Router):
     def __init__(self, twin: Router) -> None:
         super().__init__()
         self.twin, self.known = twin, list[Routing]()
-        self.needs = twin.needs  # type: ignore[misc]
+        self.waits = "outputs" in twin.needs  # which a twin that is given weights spares
+        self.needs = frozenset({"hidden"}) if self.waits else twin.needs  # type: ignore[misc]
 
     def forward(self, context: RoutingContext) -> Routing:
         """Return the weights, of which a gradient is asked, as of learned ones."""
         if not self.known:
-            self.known.append(self.twin(context).detached())
+            self.known.append(_even(context, self.twin) if self.waits else self.twin(context).detached())
         weights = self.known[0].weights
         learned = any(parameter.requires_grad for parameter in self.twin.parameters())
         return replace(self.known[0], weights=weights.detach().requires_grad_(learned))
@@ -85,12 +86,19 @@ class GivenRouter(Router):
         raise NotImplementedError
 
 
+def _even(context: RoutingContext, router: Router) -> Routing:
+    assert context.hidden is not None, "it reads hidden states"
+    weights = context.hidden.new_ones(*context.hidden.shape[:2], 1, router.num_experts) / router.num_experts
+    return Routing(weights, router.num_experts)
+
+
 def specs() -> dict[str, RouterSpec]:
-    """Return every router by sequence or token, per layer, and those over the model."""
+    """Return every router by sequence or token, per layer or where else it sits, and those over the model."""
     found: dict[str, RouterSpec] = {}
     for name, router in ROUTERS:
+        per = "layer" if "layer" in router.places else router.places[0]
         for scope in router.scopes:
-            found[f"{name}, {scope}"] = router(scope=scope, per="layer")
+            found[f"{name}, {scope}"] = router(scope=scope, per=per)
         if router.depends_on == "input" and "sequence" in router.scopes:
             found[f"{name}, model"] = router(scope="sequence", per="model")
     return found

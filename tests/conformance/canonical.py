@@ -11,7 +11,7 @@ from torch import Tensor
 from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingContext, attach
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES, ROUTERS
-from moadapt.router import PER, Scope
+from moadapt.router import Scope
 from tests.models import PATCHES, llava_batch, randomize, tiny_llava
 
 EXPERTS = ("ask", "tell", "find")
@@ -127,7 +127,7 @@ def router_specs(*, scope: Scope | None = None, depends_on: str | None = None) -
             continue
         for chosen in router.scopes:
             if scope is None or scope == chosen:
-                places = ("model",) if router.alike else PER
+                places = ("model",) if router.alike else router.places
                 yield from (router(scope=chosen, per=per) for per in places)
 
 
