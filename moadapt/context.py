@@ -48,7 +48,7 @@ class CallContext:
         image_token: Token id that stands for an image patch.
         embed: Gives the embeddings of input tokens.
         reads_prompt: Whether some adapter lets tokens read later tokens of the prompt.
-        tells_images: Whether some adapter acts on image tokens or text alone, or on rows with or without images.
+        tells_images: Whether adapters or routers must tell image tokens from text.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class CallContext:
     def _check_images(self, call: Call) -> None:
         if self._tells_images and call.real is not None and call.image is None and self._image_token is not None:
             raise ValueError(
-                "adapters act on text or image tokens alone, and inputs_embeds does not tell them apart; pass input_ids"
+                "some adapter or router tells text and image tokens apart, and inputs_embeds does not; pass input_ids"
             )
 
     def _check_prompt(self, call: Call, request: Request, labels: Tensor | None) -> None:
@@ -282,6 +282,7 @@ class CallContext:
     def _see(self, call: Call, place: Place, hidden: Tensor | None, *, reached: bool = True) -> RoutingContext:
         """Return what routers may look at that read these hidden states."""
         given = RoutingContext(
+            with_image=call.with_image,
             task_ids=call.task_ids,
             available=self.available,
             progress=self.progress,

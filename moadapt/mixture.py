@@ -71,7 +71,8 @@ class Mixture(nn.Module):
             image_token_of(base),
             self._embed,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
-            tells_images=any(set(adapter.spec.ranges) - {"answer"} for adapter in spec.adapters()),
+            tells_images=any(set(adapter.spec.ranges) - {"answer"} for adapter in spec.adapters())
+            or (router is not None and router.tells_images),
         )
         self.inserts = count_inserted(spec.adapters())
         """How many tokens adapters put before each row."""

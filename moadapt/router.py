@@ -37,6 +37,8 @@ class RoutingContext:
             each normalised and averaged, side by side, (B, 1, D), zeros where a row has no image.
         prompt: Which tokens are prompt, True or False, (B, T); None where all are (vision towers).
         image: Which tokens stand for image patches, (B, T); None where there is no such difference.
+        with_image: Which rows have an image in their prompt, (B,), also while a cache is continued; None where no image
+            tokens are told.
         task_ids: Index of each row's task, (B,); `UNKNOWN_TASK` where it is none of the mixture's.
         available: Which experts may be chosen, (E,).
         real: Which tokens are no padding, (B, T); None where all are.
@@ -50,6 +52,7 @@ class RoutingContext:
     hidden: Tensor | None = None
     prompt: Tensor | None = None
     image: Tensor | None = None
+    with_image: Tensor | None = None
     task_ids: Tensor | None = None
     available: Tensor | None = None
     real: Tensor | None = None
@@ -189,6 +192,11 @@ class RouterSpec(ABC):
             losses: Summed loss of each row's answer, (M, B), with M the number of passes.
         """
         raise AssertionError(f"{type(self).__name__} samples nothing")
+
+    @property
+    def tells_images(self) -> bool:
+        """Whether it cannot do without knowing which tokens stand for images."""
+        return False
 
     @property
     def takes_unknown_tasks(self) -> bool:

@@ -15,6 +15,7 @@ from moadapt_routers.switch import Switch
 from moadapt_routers.task_embedding import TaskEmbedding
 from moadapt_routers.top_k import TopK
 from moadapt_routers.top_p import TopP
+from moadapt_routers.typed import Typed
 
 __all__ = [
     "ByTask",
@@ -32,4 +33,5 @@ __all__ = [
     "TaskEmbedding",
     "TopK",
     "TopP",
+    "Typed",
 ]

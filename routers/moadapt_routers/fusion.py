@@ -91,5 +91,7 @@ class FusionRouter(Router):
             y, z = output.to(exact), outputs.to(exact)
             query = functional.layer_norm(y, y.shape[-1:]) @ self.query.to(exact).T
             asked = query @ self.key.to(exact) * len(self.key) ** -0.5
-            squares = y.square().mean(-1, keepdim=True) + torch.linalg.vector_norm(z, dim=-1).square() / z.shape[-1]
-            return (z @ asked.unsqueeze(-1)).squeeze(-1) / (squares + 1e-5).sqrt()
+            squares: Tensor = torch.linalg.vector_norm(z, dim=-1).square() / z.shape[-1]
+            sizes = (y.square().mean(-1, keepdim=True) + squares + 1e-5).sqrt()
+            products: Tensor = (z @ asked.unsqueeze(-1)).squeeze(-1)
+            return products / sizes

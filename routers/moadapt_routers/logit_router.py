@@ -73,6 +73,10 @@ class LogitRouterSpec(RouterSpec):
             )
         return LogitRouter(self, self.logit_map(dim, num_experts))
 
+    def kept(self, keep: Sequence[int]) -> "LogitRouterSpec":
+        """Return what it is for these experts alone, in this order; the same unless it says something of each."""
+        return self
+
     def fewest(self) -> int:
         """Return how many experts there must be."""
         return 1
@@ -112,6 +116,7 @@ class LogitRouter(Router):
         """
         if len(keep) < self.spec.fewest():
             raise ValueError(f"{self.spec} cannot go on with {len(keep)} experts; keep at least {self.spec.fewest()}")
+        self.spec = self.spec.kept(keep)
         self.linear.trim(keep)
 
     def _temperature(self, context: RoutingContext) -> Tensor | float:
