@@ -26,6 +26,7 @@ class Routed:
         logits: What the weights were made of, (N, E); None where there are none.
         tasks: Index of the task of each input's row, (N,); None where tasks were not told.
         images: Whether an input is an image token, (N,); None where there is no such difference.
+        shape: How the inputs lie, rows, tokens and heads.
         num_tasks: How many tasks there are.
         task_experts: For each task the expert that bears its name, -1 where there is none, (tasks,).
     """
@@ -36,6 +37,7 @@ class Routed:
     logits: Tensor | None
     tasks: Tensor | None
     images: Tensor | None
+    shape: tuple[int, int, int]
     num_tasks: int
     task_experts: Tensor
 
@@ -130,6 +132,7 @@ def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str
         None if routing.logits is None else routing.logits.expand(rows, tokens, heads, -1).reshape(-1, width),
         None if task_ids is None else task_ids.repeat_interleave(tokens * heads),
         _each(seen.image, weights) if routing.per_token else None,
+        (rows, tokens, heads),
         len(tasks),
         _task_experts(experts, tasks, weights.device),
     )
@@ -155,7 +158,7 @@ def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.d
     """
     none = torch.zeros(0, len(experts), device=device)
     owners = _task_experts(experts, tasks, device)
-    return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, len(tasks), owners)
+    return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, (0, 0, 1), len(tasks), owners)
 
 
 def _row_tasks(task_ids: Tensor | None, rows: int) -> Tensor | None:

@@ -10,6 +10,7 @@ from moadapt.objectives.overlap import Overlap, overlaps
 from moadapt.objectives.prior import Prior
 from moadapt.objectives.sparsity import Sparsity
 from moadapt.objectives.task_cross_entropy import TaskCrossEntropy
+from moadapt.objectives.total_variation import TotalVariation
 from moadapt.objectives.z_loss import ZLoss
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RoutingObjective",
     "Sparsity",
     "TaskCrossEntropy",
+    "TotalVariation",
     "ZLoss",
     "overlaps",
 ]

@@ -8,11 +8,12 @@ that its value and its gradient are those of the whole batch, however it is shar
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from moadapt.routed import Routed
+from moadapt.router import SCOPES, Scope
 
 if TYPE_CHECKING:
     from moadapt.mixture import Mixture
@@ -53,6 +54,9 @@ class ParameterObjective(Objective, ABC):
 @dataclass(frozen=True, kw_only=True)
 class RoutingObjective(Objective, ABC):
     """An objective that depends on what routers decide, place by place; its value is the mean over places."""
+
+    scopes: ClassVar[tuple[Scope, ...]] = SCOPES
+    """Scopes of the routers that it can judge."""
 
     @abstractmethod
     def sums(self, routed: Routed) -> Tensor:

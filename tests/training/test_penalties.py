@@ -23,10 +23,14 @@ from tests.models import llava_batch, padded
 from tests.training import toy
 from tests.training.runs import trainer
 
-OBJECTIVES_ON_ROUTINGS = [
-    pytest.param(part, id=name) for name, part in OBJECTIVES if issubclass(part, RoutingObjective)
-]
 ROUTERS = [TopK(k=2, scope="token", per="layer"), TopK(k=1, scope="sequence", per="layer")]
+OBJECTIVES_ON_ROUTINGS = [
+    pytest.param(part, router, id=f"{router.scope}-{name}")
+    for name, part in OBJECTIVES
+    if issubclass(part, RoutingObjective)
+    for router in ROUTERS
+    if router.scope in part.scopes
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +94,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=rounding, msg=name)
 
 
-@pytest.mark.parametrize("router", ROUTERS, ids=["token", "sequence"])
-@pytest.mark.parametrize("objective", OBJECTIVES_ON_ROUTINGS)
+@pytest.mark.parametrize(("objective", "router"), OBJECTIVES_ON_ROUTINGS)
 def test_processes_and_checkpointing_change_no_gradient(
     tmp_path: Path, base: str, objective: type[RoutingObjective], router: RouterSpec
 ) -> None:
@@ -106,8 +109,7 @@ def test_processes_and_checkpointing_change_no_gradient(
     assert_same(first_gradients(tmp_path, base, given, router, **two), whole)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES_ON_ROUTINGS)
-@pytest.mark.parametrize("router", ROUTERS, ids=["token", "sequence"])
+@pytest.mark.parametrize(("objective", "router"), OBJECTIVES_ON_ROUTINGS)
 def test_padding_and_answers_do_not_count(objective: type[RoutingObjective], router: RouterSpec) -> None:
     mixture, batch = make(suiting(objective(), router)), llava_batch()
 
