@@ -13,6 +13,7 @@ from moadapt_routers.softmax import Softmax
 from moadapt_routers.sparsemax import Sparsemax
 from moadapt_routers.switch import Switch
 from moadapt_routers.task_embedding import TaskEmbedding
+from moadapt_routers.threshold import Threshold
 from moadapt_routers.top_k import TopK
 from moadapt_routers.top_p import TopP
 from moadapt_routers.typed import Typed
@@ -31,6 +32,7 @@ __all__ = [
     "Sparsemax",
     "Switch",
     "TaskEmbedding",
+    "Threshold",
     "TopK",
     "TopP",
     "Typed",
