@@ -26,6 +26,7 @@ class Routed:
         logits: What the weights were made of, (N, E); None where there are none.
         tasks: Index of the task of each input's row, (N,); None where tasks were not told.
         images: Whether an input is an image token, (N,); None where there is no such difference.
+        utilities: What each expert by itself is worth to each input's row, (N, E); None where that was not measured.
         shape: How the inputs lie, rows, tokens and heads.
         num_tasks: How many tasks there are.
         task_experts: For each task the expert that bears its name, -1 where there is none, (tasks,).
@@ -37,6 +38,7 @@ class Routed:
     logits: Tensor | None
     tasks: Tensor | None
     images: Tensor | None
+    utilities: Tensor | None
     shape: tuple[int, int, int]
     num_tasks: int
     task_experts: Tensor
@@ -108,13 +110,16 @@ def information(joint: Tensor) -> Tensor:
     return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.flatten())
 
 
-def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str]) -> Routed:
+def routed_at(
+    observed: Observation, experts: Sequence[str], tasks: Sequence[str], utilities: Tensor | None = None
+) -> Routed:
     """Lay out the inputs of one observation.
 
     Args:
         observed: One routing, as it was decided.
         experts: Names of the experts.
         tasks: Names of the tasks.
+        utilities: What each expert by itself is worth to each row, (B, E).
     """
     routing, seen = observed.routing, observed.seen
     weights = routing.dense()
@@ -132,6 +137,7 @@ def routed_at(observed: Observation, experts: Sequence[str], tasks: Sequence[str
         None if routing.logits is None else routing.logits.expand(rows, tokens, heads, -1).reshape(-1, width),
         None if task_ids is None else task_ids.repeat_interleave(tokens * heads),
         _each(seen.image, weights) if routing.per_token else None,
+        None if utilities is None else _of_rows(utilities, weights, observed.place),
         (rows, tokens, heads),
         len(tasks),
         _task_experts(experts, tasks, weights.device),
@@ -158,7 +164,7 @@ def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.d
     """
     none = torch.zeros(0, len(experts), device=device)
     owners = _task_experts(experts, tasks, device)
-    return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, (0, 0, 1), len(tasks), owners)
+    return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, none, (0, 0, 1), len(tasks), owners)
 
 
 def _row_tasks(task_ids: Tensor | None, rows: int) -> Tensor | None:
@@ -171,6 +177,16 @@ def _row_tasks(task_ids: Tensor | None, rows: int) -> Tensor | None:
 def _task_experts(experts: Sequence[str], tasks: Sequence[str], device: torch.device) -> Tensor:
     by_name = {name: index for index, name in enumerate(experts)}
     return torch.tensor([by_name.get(name, -1) for name in tasks], dtype=torch.long, device=device)
+
+
+def _of_rows(utilities: Tensor, weights: Tensor, place: str) -> Tensor:
+    """Spread what rows have, (B, E), over the inputs of a routing, (N, E)."""
+    if len(utilities) != len(weights):
+        raise ValueError(
+            f"utilities are those of {len(utilities)} rows, but the routing at {place} has {len(weights)}; leave "
+            "experts out there, or leave out the objective that asks for utilities"
+        )
+    return utilities.repeat_interleave(weights.shape[1] * weights.shape[2], dim=0)
 
 
 def _each(mask: Tensor | None, weights: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from moadapt.objectives.prior import Prior
 from moadapt.objectives.sparsity import Sparsity
 from moadapt.objectives.task_cross_entropy import TaskCrossEntropy
 from moadapt.objectives.total_variation import TotalVariation
+from moadapt.objectives.utility_ranking import UtilityRanking
 from moadapt.objectives.z_loss import ZLoss
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Sparsity",
     "TaskCrossEntropy",
     "TotalVariation",
+    "UtilityRanking",
     "ZLoss",
     "overlaps",
 ]

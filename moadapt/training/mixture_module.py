@@ -100,6 +100,7 @@ class MixtureModule(TaskModule):
         self._stored_frozen: tuple[str, ...] = ()
         self._observed: list[Observation] = []
         self._policy: Tensor | None = None
+        self._utilities: Tensor | None = None
 
     @property
     def mixture(self) -> Mixture:
@@ -221,6 +222,8 @@ class MixtureModule(TaskModule):
         passes = 1 if self.router is None else self.router.passes
         if passes == 1 and not self._judges:
             return super().losses(batch, *key)
+        if any(objective.needs_utilities for objective in self._judges.values()):
+            self._utilities = self.utilities(batch)
         found, chances, task_ids = [], [], batch.task_ids(list(self.data.tasks))
         for index in range(passes):
             with self.mixture.observe() as observed:
@@ -233,18 +236,40 @@ class MixtureModule(TaskModule):
             self._policy = self.router.policy_loss(torch.stack(chances), torch.stack(found))
         return torch.stack(found).mean(dim=0), counts
 
+    @torch.no_grad()
+    def utilities(self, batch: Batch) -> Tensor:
+        """Return by how much each expert lowers the mean loss of each row, beside the shared adapter alone, (B, E).
+
+        Costs a pass for each expert and one without any, in evaluation mode.
+
+        Args:
+            batch: The rows, with labels.
+        """
+        mixture, found = self.mixture, []
+        before = mixture.training
+        mixture.eval()
+        try:
+            for weights in ({}, *({name: 1.0} for name in mixture.experts)):
+                with mixture.override(weights):
+                    losses, counts = super().losses(batch)
+                found.append(losses / counts.clamp(min=1))
+        finally:
+            mixture.train(before)
+        return found[0].unsqueeze(1) - torch.stack(found[1:], dim=1)
+
     def penalty(self, tokens: Tensor) -> Tensor | None:
         """Return the weighted sum of the objectives on routings, and what teaches routers that sample."""
         terms = []
         if self._judges:
             reduce = partial(self.trainer.strategy.reduce, reduce_op="sum")
-            values = routing_values(self._judges, self.mixture, self._observed, reduce, tuple(self.data.tasks))
+            tasks = tuple(self.data.tasks)
+            values = routing_values(self._judges, self.mixture, self._observed, reduce, tasks, self._utilities)
             for name, value in values.items():
                 self.log(f"objective/{name}", value.detach())
                 terms.append(self._judges[name].weight * value)
         if self._policy is not None:
             terms.append(self._policy / tokens)
-        self._observed, self._policy = [], None
+        self._observed, self._policy, self._utilities = [], None, None
         return torch.stack(terms).sum() if terms else None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

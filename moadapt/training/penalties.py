@@ -17,6 +17,7 @@ def routing_values(
     observed: Sequence[Observation],
     reduce: Callable[[Tensor], Tensor],
     tasks: Sequence[str] | None = None,
+    utilities: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the value of every objective: the mean over places of what it is for the inputs of all processes.
 
@@ -28,6 +29,7 @@ def routing_values(
         observed: What its routers decided in this process's batch.
         reduce: Sums a tensor over processes; called once.
         tasks: Names of the tasks of the observed rows; by default those that the mixture knows.
+        utilities: What each expert by itself is worth to each row of this process, (B, E), where objectives ask.
 
     Raises:
         ValueError: No router decided anything.
@@ -37,7 +39,7 @@ def routing_values(
             "there is no routing to judge, as nothing is routed in this mixture; leave out "
             f"{', '.join(type(objective).__name__ for objective in objectives.values())}, or give experts and a router"
         )
-    places = _by_place(mixture, observed, mixture.tasks if tasks is None else tasks)
+    places = _by_place(mixture, observed, mixture.tasks if tasks is None else tasks, utilities)
     own = {
         (name, place): torch.stack([objective.sums(routed) for routed in here]).sum(dim=0)
         for name, objective in objectives.items()
@@ -56,10 +58,12 @@ def routing_values(
     }
 
 
-def _by_place(mixture: Mixture, observed: Sequence[Observation], tasks: Sequence[str]) -> dict[str, list[Routed]]:
+def _by_place(
+    mixture: Mixture, observed: Sequence[Observation], tasks: Sequence[str], utilities: Tensor | None
+) -> dict[str, list[Routed]]:
     """Lay out what was observed by place, the same places on every process; where nothing was, no inputs."""
     found: dict[str, list[Routed]] = {place.name: [] for place in mixture.places}
     for each in observed:
-        found[each.place].append(routed_at(each, mixture.experts, tasks))
+        found[each.place].append(routed_at(each, mixture.experts, tasks, utilities))
     none = nothing_routed(mixture.experts, tasks, mixture.base.device)
     return {place: here or [none] for place, here in found.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moadapt import RoutingContext
 from moadapt.objectives import UtilityRanking
-from moadapt.objectives.routed import routed_at
+from moadapt.routed import routed_at
 from moadapt.tracing import Observation
 from moadapt_routers import Threshold
 from moadapt_routers.logit_router import LogitRouter

@@ -116,7 +116,8 @@ def test_padding_and_answers_do_not_count(objective: type[RoutingObjective], rou
     def value(**inputs: Any) -> Tensor:
         with torch.no_grad(), mixture.observe() as observed:
             mixture(**inputs, task=TASKS)
-        return routing_values({"it": objective()}, mixture, observed, lambda own: own)["it"]
+        utilities = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+        return routing_values({"it": objective()}, mixture, observed, lambda own: own, utilities=utilities)["it"]
 
     expected = value(**batch)
     for side in ("left", "right"):
