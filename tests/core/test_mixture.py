@@ -62,7 +62,7 @@ def state(base: nn.Module) -> dict[str, Any]:
             {"experts": {"a": LoRA(placement=ONE, ranks={ONE_PATH: 0})}, "router": ByTask()},
             "no expert sits anywhere; give one of them a rank above 0",
         ),
-        ({"experts": {"a": LoRA()}, "router": TopK(k=2)}, "TopK got k=2, but there are 1 experts"),
+        ({"experts": {"a": LoRA()}, "router": TopK(k=2)}, "TopK needs 2 experts or more, but there are 1"),
         ({"shared": LoRA(), "experts": {"a": LoRA(dropout=0.5)}, "router": ByTask()}, "share a dropout mask"),
         (
             {

@@ -336,7 +336,7 @@ def steered(router: RouterSpec) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("router", [router for router in router_specs() if steered(router)], ids=label)
+@pytest.mark.parametrize("router", [r for r in router_specs(scope="sequence") if steered(r)], ids=label)
 def test_images_that_match_no_rows_are_refused(router: RouterSpec) -> None:
     mixture, prompt = make(router, EVERYWHERE), prompt_of(llava_batch())
     two_images = rows_of(prompt, 0, 1)

@@ -96,7 +96,7 @@ def test_a_spec_without_a_name_is_refused(stored: dict[str, Any]) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_near_ones() -> None:
-    with pytest.raises(ValueError, match=r"no router is called 'topk'; did you mean top_k\?"):
+    with pytest.raises(ValueError, match=r"no router is called 'topk'; did you mean top_k, top_p\?"):
         from_json({"name": "topk"}, ROUTERS)
 
 
@@ -113,7 +113,7 @@ def test_all_wrong_fields_are_named_with_the_accepted_ones() -> None:
         bind(Strict, {"worse": 1, "typo": 2})
     with pytest.raises(ValueError, match=r"\(missing: also\); it accepts"):
         bind(Strict, {"needed": 1})
-    with pytest.raises(ValueError, match=r"TopK got wrong fields \(unknown: kk\); it accepts scope, per, k"):
+    with pytest.raises(ValueError, match=r"TopK got wrong fields \(unknown: kk\); it accepts scope, per, temperature, end_temperature, noise, end_noise, k"):
         from_json({"name": "top_k", "kk": 2}, ROUTERS)
     with pytest.raises(ValueError, match=r"Placement got wrong fields \(unknown: layers\); it accepts towers, kinds"):
         from_json({"name": "lora", "placement": {"layers": [1]}}, FAMILIES)

@@ -104,4 +104,4 @@ def test_routers_without_a_map_are_refused(router: Softmax, placement: Placement
     experts = {name: LoRA() for name in NAMES}
     mixture = attach(tiny_llava(), experts=experts, router=replace(router, per="layer"), placement=placement)
     with pytest.raises(ValueError, match=message):
-        TotalVariation().check(mixture)
+        TotalVariation().check(mixture, mixture.tasks)
