@@ -74,6 +74,12 @@ VARIANTS: dict[str, Variant] = {
     "meteora": routed("meteora", TAUGHT),
     "scenario": routed("scenario", TAUGHT),
     "remix": routed("remix", BALANCED, k=1),
+    "poly": routed("poly"),
+    "poly, 4 heads": routed("poly", heads=4),
+    "task_embedding": routed("task_embedding"),
+    "typed, token": routed("typed", scope="token", types=("text", "image", "any")),
+    "threshold": routed("threshold"),
+    "fusion": routed("fusion", scope="token", per="site"),
 }
 
 
