@@ -90,17 +90,20 @@ def measured(settings: DemoSettings, data: MixedTasks, module: MixtureModule, fo
     found["step"] = step_ratios({"it": module}, next(iter(data.train_dataloader())))["it"]
     if not mixture.places:
         return found
-    entropies, loads = [], []
+    entropies, loads, blends = [], [], False
     for batch in islice(data.predict_dataloader(), 0, None, 4):
         with torch.no_grad(), mixture.observe() as observed:
             mixture(**batch.inputs, **module.options(batch))
         for each in observed:
+            blends = blends or each.routing.combines == "parameters"
             inputs = routed_at(each, mixture.experts, mixture.tasks)
             shares = inputs.weights / inputs.weights.sum(-1, keepdim=True).clamp(min=1e-12)
             entropies.append(-(shares * shares.clamp(min=1e-12).log()).sum(-1).mean())
             loads.append(shares.mean(dim=0))
     found["entropy"] = float(torch.stack(entropies).mean())
     found["load"] = torch.stack(loads).mean(dim=0).tolist()
+    if blends:  # what blends parameters has no average
+        return found
     batches = [
         {**batch.inputs, "labels": batch.labels, "task": list(batch.task_names)}
         for batch in islice(data.train_dataloader(), CALIBRATION)
@@ -129,9 +132,9 @@ def table(found: Sequence[Record]) -> str:
             continue
         cells = [spread([each["scores"][score] for each in runs], digits(score)) for score in SCORES]
         cells += [f"{runs[0]['step']:.2f}", f"{runs[0]['parameters']:,}"]
-        routing = runs[0]["merged"] is not None
-        cells.append(spread([each["entropy"] for each in runs], 2) if routing else "")
-        cells += [spread([each["merged"][s] for each in runs], digits(s)) if routing else "" for s in SCORES]
+        cells.append("" if runs[0]["entropy"] is None else spread([each["entropy"] for each in runs], 2))
+        merges = runs[0]["merged"] is not None
+        cells += [spread([each["merged"][s] for each in runs], digits(s)) if merges else "" for s in SCORES]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(lines)
 
