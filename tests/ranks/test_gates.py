@@ -3,39 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moadapt.adapters import LoRA
-from moadapt.adapters.family import Adapter
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.mixture import Mixture
 from moadapt.ranks import Gates, trim_ranks
 from moadapt.ranks.gates import GateDriver
 from moadapt.routing import Routing
-from moadapt.sites import Site
-from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
-from moadapt_routers import ByTask
-from tests.training import toy
-from tests.training.runs import Watch, trainer
+from tests.ranks.pruned import WIDE, banks, fitted, resumed
 
-WIDE, NARROW = 6, 4
-
-
-def banks() -> list[tuple[Site, LoRABank]]:
-    """Two sites of different width, each with a shared LoRA of rank 3 and two experts of rank 2."""
-    torch.manual_seed(0)
-    adapters = [Adapter("shared", LoRA(rank=3), None), *(Adapter(n, LoRA(rank=2), i) for i, n in enumerate("ab"))]
-    found = []
-    for layer, width in enumerate((WIDE, NARROW)):
-        site = Site(f"blocks.{layer}", "language", "mlp", layer, width, width)
-        bank = LoRABank(site, adapters, nn.Linear(width, width)).double()
-        for parameter in bank.parameters():
-            nn.init.normal_(parameter)
-        found.append((site, bank))
-    return found
+HALF = Gates(budget=0.5, price=0, until=0.5)
 
 
 def loss(bank: LoRABank, width: int) -> Tensor:
@@ -146,42 +125,15 @@ def test_what_cannot_be_searched_is_refused() -> None:
         Gates().driver([], 10)
 
 
-def fitted(folder: Path, base: str, at: tuple[str, int] | None = None) -> MixtureModule | None:
-    """Train from `last.ckpt` where there is one; None where it was stopped."""
-    lightning.seed_everything(0, verbose=False)
-    experts = {"small": LoRA(rank=2), "large": LoRA(rank=2)}
-    settings = Optimization(learning_rate=1e-2)
-    gates = Gates(budget=0.5, price=0, until=0.5)
-    made = MixtureModule(base, experts, LoRA(rank=2), ByTask(), optimization=settings, ranks=gates)
-    data = MixedTasks(base, toy.toy_tasks(folder.parent), batch_size=3)
-    last = folder / "last.ckpt"
-    try:
-        fit = trainer(folder, Watch(at), KeepLast(folder, every_n_steps=1000), max_steps=8, limit_val_batches=0)
-        fit.fit(made, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-    except Stopped:
-        return None
-    return made
-
-
-def state(made: MixtureModule) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in made.state_dict().items()}
-
-
 @pytest.mark.parametrize("at", [2, 6])
 def test_a_stopped_run_ends_as_the_whole_one(tmp_path: Path, base: str, at: int) -> None:
-    whole = fitted(tmp_path / "whole", base)
-    assert fitted(tmp_path / "stopped", base, ("train", at)) is None
-    resumed = fitted(tmp_path / "stopped", base)
-    assert whole is not None
-    assert resumed is not None
-    expected, found = state(whole), state(resumed)
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    expected = resumed(tmp_path, base, HALF, ("train", at), max_steps=8)
     live = [bool(tensor.any()) for name, tensor in expected.items() if name.endswith("/up")]
     assert 0 < sum(live) < len(live)
 
 
 def test_a_hardened_mixture_computes_what_gates_of_0_and_1_do(tmp_path: Path, base: str) -> None:
-    made = fitted(tmp_path / "run", base)
+    made = fitted(tmp_path / "run", base, HALF, max_steps=8)
     assert made is not None
     driver = made._driver
     assert isinstance(driver, GateDriver)

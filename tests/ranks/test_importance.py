@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -18,27 +17,12 @@ from moadapt.ranks import Importance
 from moadapt.ranks.allocator import highest
 from moadapt.ranks.importance import ImportanceDriver, budget_at
 from moadapt.sites import Site
-from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
-from moadapt_routers import ByTask
+from moadapt.training import MixedTasks
+from tests.ranks.pruned import NARROW, RANK, SHARED, WIDE, banks, fitted, module, resumed
 from tests.training import toy
-from tests.training.runs import Watch, trainer
+from tests.training.runs import trainer
 
-WIDE, NARROW, RANK = 6, 4, 3
-SHARED, EXPERTS = "shared", ("a", "b")
-
-
-def banks() -> list[tuple[Site, LoRABank]]:
-    """Two sites of different width, each with a shared LoRA and two experts."""
-    torch.manual_seed(0)
-    adapters = [Adapter(SHARED, LoRA(rank=RANK), None), *(Adapter(n, LoRA(rank=2), i) for i, n in enumerate(EXPERTS))]
-    found = []
-    for layer, width in enumerate((WIDE, NARROW)):
-        site = Site(f"blocks.{layer}", "language", "mlp", layer, width, width)
-        bank = LoRABank(site, adapters, nn.Linear(width, width)).double()
-        for parameter in bank.parameters():
-            nn.init.normal_(parameter)
-        found.append((site, bank))
-    return found
+FORTY = Importance(budget=40, start=0.1, settle=0.3, every=2)
 
 
 def give_gradients(driver: ImportanceDriver, found: list[tuple[Site, LoRABank]], seed: int = 0) -> None:
@@ -219,16 +203,8 @@ class StopAt(Callback):
         trainer.should_stop = trainer.global_step == 2
 
 
-def module(base: str) -> MixtureModule:
-    experts = {"small": LoRA(rank=2), "large": LoRA(rank=2)}
-    ranks = Importance(budget=40, start=0.1, settle=0.3, every=2)
-    return MixtureModule(
-        base, experts, LoRA(rank=2), ByTask(), optimization=Optimization(learning_rate=1e-2), ranks=ranks
-    )
-
-
 def test_finishing_a_stopped_fit_saves_what_the_budget_says(tmp_path: Path, base: str) -> None:
-    made = module(base)
+    made = module(base, FORTY)
     fit = trainer(tmp_path, StopAt(), max_steps=11, limit_val_batches=0)
     fit.fit(made, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=3, num_workers=0))
     assert fit.global_step == 2
@@ -236,39 +212,16 @@ def test_finishing_a_stopped_fit_saves_what_the_budget_says(tmp_path: Path, base
     assert sum(ranks) == 40
 
 
-def fitted(folder: Path, base: str, at: tuple[str, int] | None = None, **options: Any) -> MixtureModule | None:
-    """Train eleven steps, from `last.ckpt` where there is one; None where it was stopped."""
-    lightning.seed_everything(0, verbose=False)
-    made, last = module(base), folder / "last.ckpt"
-    data = MixedTasks(base, toy.toy_tasks(folder.parent), batch_size=3, num_workers=0)
-    fit = trainer(folder, Watch(at), KeepLast(folder), max_steps=11, limit_val_batches=0, **options)
-    try:
-        fit.fit(made, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
-    except Stopped:
-        return None
-    return made
-
-
-def state(made: MixtureModule) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in made.state_dict().items()}
-
-
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_stopped_run_ends_as_the_whole_one(tmp_path: Path, base: str, accumulated: int) -> None:
-    options = {"accumulate_grad_batches": accumulated}
-    whole = fitted(tmp_path / "whole", base, **options)
-    assert fitted(tmp_path / "stopped", base, ("train", 5), **options) is None
-    resumed = fitted(tmp_path / "stopped", base, **options)
-    assert whole is not None
-    assert resumed is not None
-    expected, found = state(whole), state(resumed)
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    options = {"max_steps": 11, "accumulate_grad_batches": accumulated}
+    expected = resumed(tmp_path, base, FORTY, ("train", 5), **options)
     kept = [(tensor != 0).any(dim=1).sum() for name, tensor in expected.items() if name.endswith("/up")]
     assert int(sum(kept)) == 40
 
 
 def test_a_finished_mixture_is_trimmed_and_saves_what_it_computes(tmp_path: Path, base: str) -> None:
-    made = fitted(tmp_path / "run", base)
+    made = fitted(tmp_path / "run", base, FORTY, max_steps=11)
     assert made is not None
     ids = torch.arange(5, 14).reshape(3, 3)
     tasks = ["small", "large", "small"]
