@@ -63,6 +63,24 @@ def tiny_llava() -> PreTrainedModel:
     return model
 
 
+def llava_7b() -> PreTrainedModel:
+    """LLaVA-1.5-7B without its weights: CLIP ViT-L/14-336 and a LLaMA of 32 blocks."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+
+
 def llava_batch(rows: int = 3, *, prompt: int = 5, answer: int = 4, seed: int = 1) -> dict[str, Tensor]:
     """One image a row, a prompt and an answer with labels on the answer only.
 

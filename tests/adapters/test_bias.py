@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from moadapt import Mixture, Placement, attach
 from moadapt.adapters import Bias
-from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
+from tests.models import llava_7b, llava_batch, randomize, tiny_llama, tiny_llava
 
 EVERYWHERE = Placement(towers=("vision", "connector", "language"))
 
@@ -54,13 +53,7 @@ def test_a_base_without_biases_is_refused_by_name_of_the_option(base: Any) -> No
 
 def test_llava_has_as_many_biases_as_its_architecture_says() -> None:
     """CLIP ViT-L/14 of 24 blocks and a projector of two layers; the decoder has none."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14,
-    )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(), vision_feature_layer=-2)
-    with torch.device("meta"):
-        base = LlavaForConditionalGeneration(config)
+    base = llava_7b()
     block = 4 * 1024 + 4096 + 1024 + 2 * 1024
     for unread, expected in ((True, 24 * block + 2 * 1024 + 2 * 4096), (False, 23 * block + 1024 + 2 * 4096)):
         places = Placement(towers=("vision", "connector", "language"), unread=unread)

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from moadapt import Placement, anatomy, attach
 from moadapt.adapters import FamilySpec, LoRA
@@ -14,28 +13,15 @@ from moadapt.registry import FAMILIES
 from moadapt.sites import KINDS, Site
 from moadapt.towers import TOWERS
 from tests.core.zoo import build
+from tests.models import llava_7b
 
 BOTH = ("vision", "language")
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @pytest.fixture(scope="module")
-def llava_7b() -> PreTrainedModel:
-    """LLaVA-1.5-7B without its weights: CLIP ViT-L/14-336 and a LLaMA of 32 blocks."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(
-        vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
-    )
-    with torch.device("meta"):
-        return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+def base_7b() -> PreTrainedModel:
+    return llava_7b()
 
 
 def added(base: PreTrainedModel, adapter: FamilySpec) -> int:
@@ -45,42 +31,37 @@ def added(base: PreTrainedModel, adapter: FamilySpec) -> int:
     return count
 
 
-def test_existing_biases_are_all_in_the_vision_tower_and_its_connector(llava_7b: PreTrainedModel) -> None:
+def test_existing_biases_are_all_in_the_vision_tower_and_its_connector(base_7b: PreTrainedModel) -> None:
     own = Bias(create=False, placement=Placement(towers=TOWERS, kinds=KINDS, unread=True))
-    assert added(llava_7b, own) == 280_576
+    assert added(base_7b, own) == 280_576
 
 
-def test_the_base_has_its_published_size(llava_7b: PreTrainedModel) -> None:
-    assert sum(parameter.numel() for parameter in llava_7b.parameters()) == 7_063_427_072
-    biases = {name: p.numel() for name, p in llava_7b.named_parameters() if name.endswith(".bias")}
+def test_the_base_has_its_published_size(base_7b: PreTrainedModel) -> None:
+    assert sum(parameter.numel() for parameter in base_7b.parameters()) == 7_063_427_072
+    biases = {name: p.numel() for name, p in base_7b.named_parameters() if name.endswith(".bias")}
     assert sum(biases.values()) == 280_576
     assert not [name for name in biases if "language_model" in name]
 
 
+@pytest.mark.parametrize("rank", [16, 32])
+@pytest.mark.parametrize("unread", [True, False], ids=["all", "read"])
 @pytest.mark.parametrize(
-    ("towers", "modules", "rank", "unread", "expected"),
+    ("towers", "modules", "of_all", "of_read"),
     [
-        (BOTH, QKVO, 16, True, 19_136_512),
-        (BOTH, QKVO, 32, True, 38_273_024),
-        (BOTH, (*QKVO, "out_proj"), 16, True, 19_922_944),
-        (BOTH, (*QKVO, "out_proj"), 32, True, 39_845_888),
-        (BOTH, ("q_proj", "v_proj"), 16, True, 9_961_472),
-        (BOTH, ("q_proj", "v_proj"), 32, True, 19_922_944),
-        (("language",), ("q_proj", "v_proj"), 32, True, 16_777_216),
-        (("language",), ("q_proj", "v_proj"), 32, False, 16_777_216),
-        (BOTH, QKVO, 16, False, 19_038_208),
-        (BOTH, QKVO, 32, False, 38_076_416),
-        (BOTH, (*QKVO, "out_proj"), 16, False, 19_791_872),
-        (BOTH, (*QKVO, "out_proj"), 32, False, 39_583_744),
-        (BOTH, ("q_proj", "v_proj"), 16, False, 9_895_936),
-        (BOTH, ("q_proj", "v_proj"), 32, False, 19_791_872),
+        (BOTH, QKVO, 38_273_024, 38_076_416),
+        (BOTH, (*QKVO, "out_proj"), 39_845_888, 39_583_744),
+        (BOTH, ("q_proj", "v_proj"), 19_922_944, 19_791_872),
+        (("language",), ("q_proj", "v_proj"), 16_777_216, 16_777_216),
     ],
+    ids=["qkvo", "with_out", "qv", "language"],
 )
 def test_lora_has_the_published_counts(
-    llava_7b: PreTrainedModel, towers: Any, modules: Any, rank: int, unread: bool, expected: int
+    base_7b: PreTrainedModel, towers: Any, modules: Any, rank: int, unread: bool, of_all: int, of_read: int
 ) -> None:
+    """Published at rank 32; half as many at rank 16."""
+    expected = (of_all if unread else of_read) * rank // 32
     placement = Placement(towers=towers, modules=modules, unread=unread)
-    assert added(llava_7b, LoRA(rank=rank, placement=placement)) == expected
+    assert added(base_7b, LoRA(rank=rank, placement=placement)) == expected
     vision = (24 if unread else 23) if "vision" in towers else 0
     wide = len(set(modules) - {"out_proj"})  # CLIP calls its output projection out_proj, the decoder o_proj
     thin = len(set(modules) - {"o_proj"})
