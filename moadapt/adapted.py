@@ -13,7 +13,6 @@ from moadapt.adapters.family import Bank, check_routing, with_output
 from moadapt.adapters.stacked import over_features
 from moadapt.call import Call
 from moadapt.context import CallContext
-from moadapt.names import SHARED
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
@@ -123,7 +122,7 @@ class AdaptedModule(nn.Module):
         """Return the delta of all banks, by a router that decides on what each expert gives."""
         each = []
         for bank, _ in self._heeding(None):
-            if not set(bank.names) <= {SHARED}:
+            if bank.has_experts:
                 outputs = bank.expert_outputs(x, y, num_experts, call)
                 others = self._others(bank, x, call)
                 each.append(outputs if others is None else outputs.masked_fill(others.unsqueeze(-1), 0.0))
@@ -135,7 +134,7 @@ class AdaptedModule(nn.Module):
         found: list[tuple[Bank, Routing | None]] = []
         for bank in self.banks:
             assert isinstance(bank, Bank), "wrappers hold banks"
-            own = None if set(bank.names) <= {SHARED} else routing
+            own = routing if bank.has_experts else None
             check_routing(bank.family, self._site, own)
             found.append((bank, own))
         return found

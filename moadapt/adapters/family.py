@@ -247,6 +247,11 @@ class Bank(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def has_experts(self) -> bool:
+        """Whether the router weighs any adapter here, which every forward pass asks."""
+
+    @property
+    @abstractmethod
     def frozen(self) -> frozenset[str]:
         """Names of the adapters that no optimiser reaches."""
 
@@ -396,7 +401,7 @@ def check_routing(family: type[FamilySpec], site: Site, routing: Routing | None)
     Raises:
         ValueError: The family takes no weights of this kind.
     """
-    if routing is None:
+    if routing is None or family.routes.issuperset(ROUTES):
         return
     asked = {
         "row": routing.per_row,

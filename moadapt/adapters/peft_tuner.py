@@ -97,6 +97,11 @@ class PeftBank(Bank):
         return tuple(adapter.name for adapter in self._adapters)
 
     @property
+    def has_experts(self) -> bool:
+        """Whether any but the shared adapter is here."""
+        return any(adapter.expert is not None for adapter in self._adapters)
+
+    @property
     def frozen(self) -> frozenset[str]:
         """Names of the adapters that no optimiser reaches."""
         return frozenset(self._frozen & set(self.names))

@@ -77,6 +77,11 @@ class StackedBank(Bank):
         """Names in stacking order."""
         return tuple(adapter.name for adapter in self._in_order())
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether the stack holds experts."""
+        return self._most >= 0
+
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Return the delta, shaped as `y`."""
         if not self.names:

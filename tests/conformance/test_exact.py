@@ -170,13 +170,17 @@ def test_growing_trimming_and_freezing_keep_the_others_bits_and_outputs(family: 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
 def test_a_bank_without_experts_left_adds_nothing(family: type[FamilySpec]) -> None:
     bank = bank_of(family, {"zero": 0, "two": 2})
+    assert bank.has_experts
     bank.trim([])
     x, y = values_at(family, ROWS, TOKENS)
     assert bank.names == ()
+    assert not bank.has_experts
     none = bank(x, y, routing_value("constant", rows=1, tokens=1, dtype=torch.float64), call_of(x))
     assert torch.equal(none, torch.zeros_like(y))
     bank.grow(Adapter("new", family(), 0))
     assert bank.names == ("new",)
+    assert bank.has_experts
+    assert not bank_of(family, {"shared": None}).has_experts
 
 
 @pytest.mark.parametrize("family", FAMILY_PARAMS)
