@@ -159,7 +159,7 @@ class CrossModalBank(StackedBank):
     def readings(self) -> dict[str, float]:
         """Return |tanh g| of every adapter and direction, as `gate/<adapter>/<direction>`."""
         gates = {
-            f"gate/{name}/{direction}": self._slice(self._part_of(name), name, f"{direction}_gate").detach()
+            f"gate/{name}/{direction}": self.live(name, f"{direction}_gate").detach()
             for name in self.names
             for direction in DIRECTIONS
         }

@@ -374,10 +374,6 @@ class LoRABank(StackedBank):
         """Return the rank of an adapter here and the factor of its product."""
         return spec_of(adapter).rank_at(self.site), spec_of(adapter).scale
 
-    def live(self, name: str, tensor: str) -> Tensor:
-        """Return a tensor of one adapter, through which gradients reach it."""
-        return self._slice(self._part_of(name), name, tensor)
-
 
 def _experts(routing: Routing | None) -> Tensor | None:
     """Return the weights of the experts without the axis of heads, (B|1, T|1, E)."""

@@ -10,7 +10,7 @@ Axes: B rows, T tokens, F features, E experts.
 import inspect
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,8 @@ class NormTuningBank(StackedBank):
         biased = spec.bias == "all" or (spec.bias == "existing" and site.has_bias)
         self.tensors = ("gain", "bias") if biased else ("gain",)
         super().__init__(site, adapters, module)
-        self._one = _find_one(site, module)
+        for name, tensor in _plain(module, _find_one(site, module)).items():
+            self.register_buffer(_buffer(name), tensor, persistent=False)
 
     def fresh(self, spec: NormTuning) -> dict[str, Tensor]:
         """Return `gain (1, F)` and `bias (1, F)`, zero."""
@@ -94,7 +95,10 @@ class NormTuningBank(StackedBank):
             over_features(self.weigh(self.spread(weights, tensor), self.stack(tensor).to(y.dtype)), x, y)
             for tensor in self.tensors
         )
-        delta = _normalised(self._module[0], x, self._one).to(y.dtype) * gain
+        module = self._module[0]
+        # made once, and cast again only where base and bank differ
+        plain = {name: self.get_buffer(_buffer(name)).to(parameter) for name, parameter in module.named_parameters()}
+        delta = _normalised(module, x, plain).to(y.dtype) * gain
         return delta + bias[0] if bias else delta
 
     def delta(self, weights: Tensor) -> Delta:
@@ -112,18 +116,24 @@ class NormTuningBank(StackedBank):
         return self.full_delta(self.blend(weights, "gain"), self.blend(weights, "bias") if biased else None)
 
 
-def _normalised(module: nn.Module, x: Tensor, one: float) -> Tensor:
-    """Return what a norm makes of its input without gain and bias.
+def _plain(module: nn.Module, one: float) -> dict[str, Tensor]:
+    """Return what a norm's parameters are without gain and bias.
 
     Args:
         module: The norm.
-        x: Its input.
         one: The stored value that is a gain of one.
     """
-    plain: dict[str, Any] = {
-        name: torch.full_like(parameter, one if name == "weight" else 0.0)
-        for name, parameter in module.named_parameters()
-    }
+    parameters = dict(module.named_parameters())
+    return {name: torch.full_like(p, one if name == "weight" else 0.0) for name, p in parameters.items()}
+
+
+def _buffer(name: str) -> str:
+    """Return the name of the buffer that stands for a parameter."""
+    return f"plain_{name}".replace(".", "_")
+
+
+def _normalised(module: nn.Module, x: Tensor, plain: dict[str, Tensor]) -> Tensor:
+    """Return what a norm makes of its input with other parameters, such as those of `_plain`."""
     found: Tensor = functional_call(module, plain, (x,))
     return found
 
@@ -137,7 +147,7 @@ def _find_one(site: Site, module: nn.Module) -> float:
     x = torch.linspace(-1, 2, site.in_features, dtype=weight.dtype, device=weight.device).unsqueeze(0)
     if len(inputs) == 1:
         with torch.no_grad():
-            zero, one, two = (_normalised(module, x, stored) for stored in (0.0, 1.0, 2.0))
+            zero, one, two = (_normalised(module, x, _plain(module, stored)) for stored in (0.0, 1.0, 2.0))
         if not zero.any() and torch.allclose(two, 2 * one, rtol=0.02):
             return 1.0
         if torch.allclose(one, 2 * zero, rtol=0.02) and torch.allclose(two, 3 * zero, rtol=0.02):

@@ -190,9 +190,11 @@ class PrefixBank(StackedBank):
 
     def readings(self) -> dict[str, float]:
         """Return how far gates are open, the mean of |tanh g|, as `gate/<adapter>/<whom the rows serve>`."""
-        states = {name: self.state(name) for name in self.names}
-        gates = {f"gate/{n}/{kind}": state[f"{kind}_gates"] for n, state in states.items() for kind in self.kinds}
-        return {name: float(gate.tanh().abs().mean()) for name, gate in gates.items()}
+        return {
+            f"gate/{name}/{kind}": float(self.live(name, f"{kind}_gates").detach().tanh().abs().mean())
+            for name in self.names
+            for kind in self.kinds
+        }
 
     def _index(self) -> None:
         """Rebuild the maps from stacked rows to experts and to adapters."""

@@ -97,6 +97,10 @@ class StackedBank(Bank):
         part = self._part_of(name)
         return {tensor: self._slice(part, name, tensor).detach().clone() for tensor in (*self.tensors, *self.common)}
 
+    def live(self, name: str, tensor: str) -> Tensor:
+        """Return a tensor of one adapter, through which gradients reach it."""
+        return self._slice(self._part_of(name), name, tensor)
+
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of one adapter in."""
         part = self._part_of(name)
