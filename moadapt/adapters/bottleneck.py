@@ -104,7 +104,7 @@ class BottleneckBank(StackedBank):
     """
 
     reads_output = True
-    adapter_of: Tensor
+    indexed = ("down",)
     vectors = frozenset({"down_bias", "up_bias", "gain", "shift", "scale"})
 
     def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
@@ -139,7 +139,8 @@ class BottleneckBank(StackedBank):
         each = self.spread(weights, "up_bias").to(y.dtype) * self._factors(y.dtype)  # (B|1, T|1, H|1, adapters)
         if self.options.norm == "after":
             return self._normalised(self._middle(read), each)
-        added = self.weigh_up(self._middle(read), each.index_select(-1, self.adapter_of), self.stack("up").to(y.dtype))
+        spread = each.index_select(-1, self.adapter_of("down"))
+        added = self.weigh_up(self._middle(read), spread, self.stack("up").to(y.dtype))
         return added + self.weigh(each, self.stack("up_bias").to(y.dtype))
 
     def delta(self, weights: Tensor) -> Delta:
@@ -153,13 +154,6 @@ class BottleneckBank(StackedBank):
             "the base can hold it; keep the mixture, or merge another family"
         )
 
-    def _index(self) -> None:
-        """Rebuild the maps from stacked rows to experts and to adapters."""
-        super()._index()
-        self._widths = [self._sizes[name]["down"] for name in self.names]
-        places = torch.arange(len(self._widths)).repeat_interleave(torch.tensor(self._widths, dtype=torch.long))
-        self.register_buffer("adapter_of", places.to(self.owner("down").device), persistent=False)
-
     def _factors(self, dtype: torch.dtype) -> Tensor | float:
         """Return the factor a of every adapter, or of all."""
         return self.stack("scale").to(dtype) if self.options.learn_scale else self.options.scale
@@ -169,7 +163,7 @@ class BottleneckBank(StackedBank):
         down, bias = self.stack("down").to(read.dtype), self.stack("down_bias").to(read.dtype)
         if self.options.norm == "before":  # one norm for all: each adapter's gain and shift go into its rows of D
             read = functional.layer_norm(read, (read.shape[-1],))
-            gain, shift = (self.stack(name).to(read.dtype)[self.adapter_of] for name in ("gain", "shift"))
+            gain, shift = (self.stack(name).to(read.dtype)[self.adapter_of("down")] for name in ("gain", "shift"))
             down, bias = down * gain, bias + (down * shift).sum(dim=1)
         return ACTIVATIONS[self.options.activation](functional.linear(read, down, bias))
 
@@ -179,7 +173,8 @@ class BottleneckBank(StackedBank):
         width, heads = up.shape[-1], weights.shape[2]
         self.check_heads(heads, width)
         weights = weights.repeat_interleave(width // heads, dim=2)  # (B|1, T|1, d, adapters)
-        parts = zip(torch.split(middle, self._widths, dim=-1), torch.split(up, self._widths), strict=True)
+        widths = self.counts("down")
+        parts = zip(torch.split(middle, widths, dim=-1), torch.split(up, widths), strict=True)
         total = torch.zeros_like(middle[..., :1])
         for i, (part, rows) in enumerate(parts):
             output = functional.layer_norm(part @ rows + bias[i], (width,), gain[i], shift[i])

@@ -116,6 +116,7 @@ class CrossModalBank(StackedBank):
 
     tensors = tuple(f"{direction}_{name}" for direction in DIRECTIONS for name in _MAPS)
     vectors = frozenset(f"{direction}_gate" for direction in DIRECTIONS)
+    indexed = tuple(f"{direction}_up" for direction in DIRECTIONS)
 
     def fresh(self, spec: CrossModal) -> dict[str, Tensor]:
         """Return for each direction `query`, `key`, `value` (m, D), uniform, `up` (m, D), small, and `gate` (1,), 0."""
@@ -136,7 +137,7 @@ class CrossModalBank(StackedBank):
         read, spread, up = [], [], []
         for direction in DIRECTIONS:
             if len(self.owner(f"{direction}_up")) and (found := self._read(direction, x, call)) is not None:
-                gates = self.stack(f"{direction}_gate").tanh()[self.get_buffer(f"{direction}_gates")]
+                gates = self.stack(f"{direction}_gate").tanh()[self.adapter_of(f"{direction}_up")]
                 read.append(found * gates.to(found.dtype))
                 spread.append(self.spread(weights, f"{direction}_up"))
                 up.append(self.stack(f"{direction}_up"))
@@ -174,13 +175,11 @@ class CrossModalBank(StackedBank):
                 [self._sizes[adapter.name][f"{direction}_{name}"] for adapter in self._in_order()]
                 for name in ("query", "value")
             )
-            gates = torch.tensor([i for i, rank in enumerate(r for r in values if r) for _ in range(rank)])
             maps = {
                 "queries": _places(queries),
                 "values": _places(values),
                 "back": (_places(values).flatten() < sum(values)).nonzero().flatten(),
                 "widths": torch.tensor(queries, dtype=torch.long).clamp(min=1),
-                "gates": gates.long(),
             }
             for name, each in maps.items():
                 self.register_buffer(f"{direction}_{name}", each.to(device), persistent=False)

@@ -114,6 +114,7 @@ class PrefixBank(StackedBank):
         self.path, self.heads = _attention(site, module)
         self.kinds = self._kinds(site, adapters)
         self.tensors = tuple(f"{kind}_{part}" for kind in self.kinds for part in ("keys", "values", "gates"))
+        self.indexed = tuple(f"{kind}_keys" for kind in self.kinds)
         super().__init__(site, adapters, module)
 
     def fresh(self, spec: Prefix) -> dict[str, Tensor]:
@@ -196,14 +197,6 @@ class PrefixBank(StackedBank):
             for kind in self.kinds
         }
 
-    def _index(self) -> None:
-        """Rebuild the maps from stacked rows to experts and to adapters."""
-        super()._index()
-        self._counts = {kind: [self._sizes[name][f"{kind}_keys"] for name in self.names] for kind in self.kinds}
-        for kind, counts in self._counts.items():
-            places = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
-            self.register_buffer(f"adapter_of_{kind}", places.to(self.owner(f"{kind}_keys").device), persistent=False)
-
     def _kinds(self, site: Site, adapters: Sequence[Adapter]) -> tuple[str, ...]:
         asked = {adapter.name: tuple(_spec(adapter).rows(site.tower)) for adapter in adapters}
         if not all(asked.values()) or len(set(asked.values())) > 1:
@@ -218,9 +211,8 @@ class PrefixBank(StackedBank):
         grouped = rearrange(query, "b (k g) t d -> b k g t d", k=self.heads.keys)
         products = torch.einsum("bkgtd,rkd->bkgtr", grouped, keys) * scaling
         exact = torch.promote_types(query.dtype, torch.float32)
-        shares = torch.cat(
-            [part.softmax(dim=-1, dtype=exact) for part in torch.split(products, self._counts[kind], dim=-1)], dim=-1
-        )
+        parts = torch.split(products, self.counts(f"{kind}_keys"), dim=-1)
+        shares = torch.cat([part.softmax(dim=-1, dtype=exact) for part in parts], dim=-1)
         weighed = shares * self._openness(kind, weights).to(exact)
         read = torch.einsum("bkgtr,rkd->btkgd", weighed.to(query.dtype), values)
         return rearrange(read, "b t k g d -> b t (k g) d")
@@ -229,9 +221,8 @@ class PrefixBank(StackedBank):
         """Return weight times gate of every row, (B|1, K, H/K, T|1, R)."""
         gates = self.stack(f"{kind}_gates").tanh()  # (adapters, H)
         each = self.spread(weights, f"{kind}_gates")[:, :, 0, None, :] * gates.T  # (B|1, T|1, H, adapters)
-        return rearrange(
-            each[..., self.get_buffer(f"adapter_of_{kind}")], "b t (k g) r -> b k g t r", k=self.heads.keys
-        )
+        of_rows = each[..., self.adapter_of(f"{kind}_keys")]
+        return rearrange(of_rows, "b t (k g) r -> b k g t r", k=self.heads.keys)
 
 
 def _attention(site: Site, module: nn.Module) -> tuple[str, Heads]:

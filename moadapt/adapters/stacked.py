@@ -37,6 +37,8 @@ class StackedBank(Bank):
     """Those among them that weight decay leaves alone."""
     fixed: ClassVar[frozenset[str]] = frozenset()
     """Those among them that are never trained."""
+    indexed: tuple[str, ...] = ()
+    """Those among them whose rows `adapter_of` tells apart by adapter."""
 
     def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
         super().__init__()
@@ -164,6 +166,14 @@ class StackedBank(Bank):
         found = getattr(self, f"owner_{tensor}")
         assert isinstance(found, Tensor), "a buffer"
         return found
+
+    def adapter_of(self, tensor: str) -> Tensor:
+        """Return to which adapter each stacked row of an indexed tensor belongs, (R,), counting those that have any."""
+        return self.get_buffer(f"adapter_of_{tensor}")
+
+    def counts(self, tensor: str) -> list[int]:
+        """Return how many rows of an indexed tensor each adapter has, those that have any in stacking order."""
+        return self._row_counts[tensor]
 
     def spread(self, weights: Tensor, tensor: str) -> Tensor:
         """Return the weight of each stacked row.
@@ -304,10 +314,15 @@ class StackedBank(Bank):
             setattr(self, f"{part}_{tensor}", parameter)
 
     def _index(self) -> None:
-        """Rebuild the maps from stacked rows to experts."""
+        """Rebuild the maps from stacked rows to experts and to adapters."""
         self._most = max((a.expert for a in self._in_order() if a.expert is not None), default=-1)
         for tensor in self.tensors:
             setattr(self, f"owner_{tensor}", self._owners(tensor, PARTS).to(self.owner(tensor).device))
+        sizes = {tensor: [self._sizes[name][tensor] for name in self.names] for tensor in self.indexed}
+        self._row_counts = {tensor: [size for size in own if size] for tensor, own in sizes.items()}
+        for tensor, counts in self._row_counts.items():
+            places = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+            self.register_buffer(f"adapter_of_{tensor}", places.to(self.owner(tensor).device), persistent=False)
 
     def _owners(self, tensor: str, parts: Sequence[str]) -> Tensor:
         adapters = [adapter for part in parts for adapter in self._adapters[part]]
