@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moadapt.acting import acting
 from moadapt.adapters.family import Bank, check_routing, with_output
-from moadapt.adapters.stacked import over_features
+from moadapt.adapters.weighing import over_features
 from moadapt.call import Call
 from moadapt.context import CallContext
 from moadapt.routing import Routing

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.adapters.family import Adapter, Delta, FamilySpec
-from moadapt.adapters.stacked import StackedBank, over_features
+from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import over_features, weigh
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
@@ -64,7 +65,7 @@ class BiasBank(StackedBank):
 
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the weighted offset of every token."""
-        offset = self.weigh(self.spread(weights, "bias"), self.stack("bias").to(y.dtype))
+        offset = weigh(self.spread(weights, "bias"), self.stack("bias").to(y.dtype), self.site.path)
         return over_features(offset, x, y).expand_as(y)
 
     def delta(self, weights: Tensor) -> Delta:

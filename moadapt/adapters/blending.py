@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from moadapt.adapters.weighing import check_heads
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
@@ -41,7 +42,7 @@ def blended(bank: "LoRABank", routing: Routing, dtype: torch.dtype) -> list[tupl
         )
     weights = routing.dense()[:, 0].to(dtype)
     heads, (_, scale) = weights.shape[1], next(iter(shapes.values()))
-    bank.check_heads(heads, bank.site.in_features, bank.site.out_features)
+    check_heads(bank.site.path, heads, bank.site.in_features, bank.site.out_features)
 
     def side(tensor: str) -> Tensor:
         stacked = torch.stack([bank.live(adapter.name, tensor) for adapter in experts]).to(dtype)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
 from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import by_feature, weigh, weigh_up
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
@@ -140,8 +141,8 @@ class BottleneckBank(StackedBank):
         if self.options.norm == "after":
             return self._normalised(self._middle(read), each)
         spread = each.index_select(-1, self.adapter_of("down"))
-        added = self.weigh_up(self._middle(read), spread, self.stack("up").to(y.dtype))
-        return added + self.weigh(each, self.stack("up_bias").to(y.dtype))
+        added = weigh_up(self._middle(read), spread, self.stack("up").to(y.dtype), self.site.path)
+        return added + weigh(each, self.stack("up_bias").to(y.dtype), self.site.path)
 
     def delta(self, weights: Tensor) -> Delta:
         """Refuse.
@@ -170,9 +171,8 @@ class BottleneckBank(StackedBank):
     def _normalised(self, middle: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum of the adapters' outputs, each normalised by itself, (B, T, d)."""
         up, bias, gain, shift = (self.stack(name).to(middle.dtype) for name in ("up", "up_bias", "gain", "shift"))
-        width, heads = up.shape[-1], weights.shape[2]
-        self.check_heads(heads, width)
-        weights = weights.repeat_interleave(width // heads, dim=2)  # (B|1, T|1, d, adapters)
+        width = up.shape[-1]
+        weights = by_feature(weights, width, self.site.path)  # (B|1, T|1, d|1, adapters)
         widths = self.counts("down")
         parts = zip(torch.split(middle, widths, dim=-1), torch.split(up, widths), strict=True)
         total = torch.zeros_like(middle[..., :1])

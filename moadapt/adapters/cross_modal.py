@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.streams import streams
+from moadapt.adapters.weighing import weigh_up
 from moadapt.call import Call, image_token_of
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES
@@ -143,7 +144,9 @@ class CrossModalBank(StackedBank):
                 up.append(self.stack(f"{direction}_up"))
         if not read:
             return torch.zeros_like(y)
-        mapped = self.weigh_up(torch.cat(read, -1).to(y.dtype), torch.cat(spread, -1), torch.cat(up).to(y.dtype))
+        mapped = weigh_up(
+            torch.cat(read, -1).to(y.dtype), torch.cat(spread, -1), torch.cat(up).to(y.dtype), self.site.path
+        )
         return mapped.to(y.dtype)
 
     def delta(self, weights: Tensor) -> Delta:

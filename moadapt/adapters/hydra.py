@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moadapt.adapters.family import Adapter, Delta, Factors, FamilySpec
 from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import weigh_up
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
@@ -100,7 +101,7 @@ class HydraBank(StackedBank):
         for name, down, up in self._stacks():
             read = (x if name == "parallel" else y).to(y.dtype)
             spread = self.spread(weights, self.tensors[0]) * self._scales.to(weights.dtype)
-            delta = delta + self.weigh_up(read @ down.to(y.dtype).T, spread, up.to(y.dtype))
+            delta = delta + weigh_up(read @ down.to(y.dtype).T, spread, up.to(y.dtype), self.site.path)
         return delta
 
     def delta(self, weights: Tensor) -> Delta:

@@ -17,8 +17,9 @@ from moadapt.adapters.family import Adapter, Delta, Factors
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
 from moadapt.adapters.initial.plain import Uniform
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear, take_rows
-from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
+from moadapt.adapters.stacked import PARTS, StackedBank
 from moadapt.adapters.tiled import add_tiled
+from moadapt.adapters.weighing import all_weights, check_heads, weigh_up
 from moadapt.call import Call
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -128,7 +129,7 @@ class LoRABank(StackedBank):
         """Return the delta in its plainest form."""
         down, up = self.factors(y.dtype)
         spread = self.spread(weights, "rank") * self._ranks.scale(weights.dtype)
-        return self.weigh_up(self.shrink(x, down), spread, up)
+        return weigh_up(self.shrink(x, down), spread, up, self.site.path)
 
     def shrink(self, x: Tensor, down: Tensor) -> Tensor:
         """Map the site's input to the stacked ranks.
@@ -221,7 +222,7 @@ class LoRABank(StackedBank):
             downs, ups = zip(*pairs, strict=True)
             return Delta(torch.cat(downs).detach(), torch.cat(ups).detach())
         weights = self.spread(all_weights(routing, up), "rank")[0, 0].to(up.dtype) * self._ranks.scale(up.dtype)
-        self.check_heads(len(weights), self.site.out_features)
+        check_heads(self.site.path, len(weights), self.site.out_features)
         slices = rearrange(up, "r (h f) -> r h f", h=len(weights)) * weights.T.unsqueeze(2)
         return Delta(down, slices.flatten(1))
 

@@ -18,7 +18,8 @@ from torch.nn import functional
 from moadapt.adapters.blending import refuse_blending
 from moadapt.adapters.family import Adapter, Delta
 from moadapt.adapters.lora_bank import LowRank, spec_of
-from moadapt.adapters.stacked import PARTS, StackedBank, all_weights
+from moadapt.adapters.stacked import PARTS, StackedBank
+from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing
 from moadapt.sites import Site

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from moadapt.adapters.blending import refuse_blending
 from moadapt.adapters.lora_bank import LoRABank, LowRank
-from moadapt.adapters.stacked import PARTS, all_weights
+from moadapt.adapters.stacked import PARTS
+from moadapt.adapters.weighing import all_weights, weigh_up
 from moadapt.call import Call
 from moadapt.routing import Routing
 
@@ -40,7 +41,7 @@ class LoRALookup(LoRABank):
         found = [
             self._look_up(x, part) for part in (getattr(self, f"{name}_down") for name in PARTS) if part is not None
         ]
-        return self.weigh_up(torch.cat(found, dim=-1).to(y.dtype), spread, self.stack("up").to(y.dtype))
+        return weigh_up(torch.cat(found, dim=-1).to(y.dtype), spread, self.stack("up").to(y.dtype), self.site.path)
 
     def _look_up(self, x: Tensor, down: Tensor) -> Tensor:
         """Return the columns of the tokens (B, T) in a part of the stack (R, V), (B, T, R)."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from moadapt.adapters.blending import refuse_blending
 from moadapt.adapters.lora_bank import LoRABank
-from moadapt.adapters.stacked import all_weights
+from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
-from moadapt.adapters.stacked import StackedBank, over_features
+from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import over_features, weigh
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
@@ -92,7 +93,7 @@ class NormTuningBank(StackedBank):
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the normalised input times the weighted change of the gain, plus that of the bias."""
         gain, *bias = (
-            over_features(self.weigh(self.spread(weights, tensor), self.stack(tensor).to(y.dtype)), x, y)
+            over_features(weigh(self.spread(weights, tensor), self.stack(tensor).to(y.dtype), self.site.path), x, y)
             for tensor in self.tensors
         )
         module = self._module[0]

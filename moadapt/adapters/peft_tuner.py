@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from moadapt.adapters.family import Adapter, Bank, Delta, FamilySpec, NotMergeable
 from moadapt.adapters.peft_hosting import added, host, merged, other_tensors
 from moadapt.adapters.peft_kinds import as_json, check_kind, config
-from moadapt.adapters.stacked import all_weights
+from moadapt.adapters.stored_tensors import check_known, check_tensors
+from moadapt.adapters.weighing import all_weights, by_feature
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
@@ -132,7 +133,8 @@ class PeftBank(Bank):
             if adapter.expert is None:
                 total = total + added(layer, x, y)
             elif used is not None and adapter.expert < len(used) and used[adapter.expert]:
-                total = total + self._spread(weights[..., adapter.expert + 1], y) * added(layer, x, y)
+                weight = by_feature(weights[..., adapter.expert + 1], y.shape[-1], self.site.path).to(y.dtype)
+                total = total + weight * added(layer, x, y)
             elif torch.is_grad_enabled():
                 # no part of the result, but of the graph: processes must agree on which parameters have gradients
                 total = total + sum(p.flatten()[:0].sum() for p in layer.parameters() if p.requires_grad)
@@ -167,12 +169,9 @@ class PeftBank(Bank):
 
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of one adapter in."""
-        for key, own in self._tensors(name).items():
-            if key not in tensors or tensors[key].shape != own.shape:
-                got = {k: tuple(value.shape) for k, value in tensors.items()}
-                raise ValueError(
-                    f"{self.site.path}: adapter {name!r} needs {key} of shape {tuple(own.shape)}, got {got}"
-                )
+        known = self._tensors(name)
+        check_tensors(self.site.path, name, known, tensors)
+        for key, own in known.items():
             if isinstance(own, nn.Parameter):
                 own.data.copy_(tensors[key])
             else:
@@ -215,19 +214,8 @@ class PeftBank(Bank):
                 place[key] = fn(place[key])
         return self
 
-    def _spread(self, weights: Tensor, y: Tensor) -> Tensor:
-        """Return the weight of each output, (B|1, T|1, F|1), from those of the heads, (B|1, T|1, H|1)."""
-        heads, width = weights.shape[2], y.shape[-1]
-        if width % heads:
-            raise ValueError(
-                f"{self.site.path}: {heads} routing heads do not divide its width {width}; choose a number that does"
-            )
-        spread = weights if heads == 1 else weights.repeat_interleave(width // heads, dim=2)
-        return spread.to(y.dtype)
-
     def _layer(self, name: str) -> nn.Module:
-        if name not in self.names:
-            raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
+        check_known(self.site.path, name, self.names)
         return self.layers[self.names.index(name)]
 
     def _tensors(self, name: str) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from moadapt.adapters.attention_interface import Heads, adding, attention_in, heads_of
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
-from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call, image_token_of
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
-from moadapt.adapters.stacked import StackedBank, all_weights
+from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from moadapt.adapters.family import Adapter, Delta, Factors, FamilySpec
 from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import check_heads
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
@@ -115,7 +116,7 @@ class PyramidBank(StackedBank):
 
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return what the kernels of each stride, mixed by the weights, make of the seed."""
-        self.check_heads(weights.shape[2], self.site.out_features)
+        check_heads(self.site.path, weights.shape[2], self.site.out_features)
         mixed = self._by_stride(self.spread(weights, "kernel") * self.stack("kernel"))
         first, *others = (self._spread_over(x.to(y.dtype), kernel.to(y.dtype)) for kernel in mixed)
         return sum(others, first)

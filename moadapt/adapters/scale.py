@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.adapters.family import Adapter, Delta, FamilySpec
-from moadapt.adapters.stacked import StackedBank, all_weights, over_features
+from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import all_weights, check_heads, over_features, weigh
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
@@ -85,7 +86,7 @@ class OutputScaleBank(ScaleBank):
 
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return the output times the weighted deviation."""
-        deviation = self.weigh(self.spread(weights, "scale"), self.stack("scale").to(y.dtype))
+        deviation = weigh(self.spread(weights, "scale"), self.stack("scale").to(y.dtype), self.site.path)
         return y * over_features(deviation, x, y)
 
     def delta(self, weights: Tensor) -> Delta:
@@ -105,7 +106,7 @@ class InputScaleBank(ScaleBank):
     def change(self, x: Tensor, y: Tensor, weights: Tensor, call: Call | None) -> Tensor:
         """Return what the frozen layer makes of the deviation, each slice of the output by the weights of its head."""
         spread, heads = self.spread(weights, "scale"), weights.shape[2]
-        self.check_heads(heads, self.site.out_features)
+        check_heads(self.site.path, heads, self.site.out_features)
         slices = [self._run(self._scaled(x, spread[:, :, [h]])).chunk(heads, dim=-1)[h] for h in range(heads)]
         return torch.cat(slices, dim=-1).to(y.dtype)
 
@@ -125,7 +126,7 @@ class InputScaleBank(ScaleBank):
         return self.full_delta(weight * self.blend(weights, "scale").to(weight))
 
     def _scaled(self, x: Tensor, spread: Tensor) -> Tensor:
-        return x * self.weigh(spread, self.stack("scale").to(x.dtype))
+        return x * weigh(spread, self.stack("scale").to(x.dtype), self.site.path)
 
     def _run(self, x: Tensor) -> Tensor:
         """Run the frozen layer without its bias."""

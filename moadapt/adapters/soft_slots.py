@@ -22,6 +22,7 @@ from torch.nn import functional
 from moadapt.adapters.bottleneck import ACTIVATIONS
 from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
 from moadapt.adapters.stacked import StackedBank
+from moadapt.adapters.weighing import check_heads
 from moadapt.call import Call
 from moadapt.registry import FAMILIES
 from moadapt.sites import Site
@@ -180,7 +181,7 @@ class SoftSlotsBank(StackedBank):
             (B, T, d).
         """
         heads = weights.shape[2]
-        self.check_heads(heads, worked.shape[-1])
+        check_heads(self.site.path, heads, worked.shape[-1])
         if heads == 1:
             return (shares * weights[:, :, 0]) @ worked
         slices = rearrange(worked, "b r (h f) -> b h r f", h=heads)

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from moadapt.adapters.family import Adapter, Bank, Delta, NotMergeable
+from moadapt.adapters.stored_tensors import check_known, check_tensors
+from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -105,15 +106,10 @@ class StackedBank(Bank):
 
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors of one adapter in."""
-        part = self._part_of(name)
-        for tensor in (*self.tensors, *self.common):
-            own = self._slice(part, name, tensor).detach()
-            if tensor not in tensors or tensors[tensor].shape != own.shape:
-                got = {key: tuple(value.shape) for key, value in tensors.items()}
-                raise ValueError(
-                    f"{self.site.path}: adapter {name!r} needs {tensor} of shape {tuple(own.shape)}, got {got}"
-                )
-            own.copy_(tensors[tensor])
+        own = {tensor: self.live(name, tensor).detach() for tensor in (*self.tensors, *self.common)}
+        check_tensors(self.site.path, name, own, tensors)
+        for tensor, value in own.items():
+            value.copy_(tensors[tensor])
 
     def grow(self, adapter: Adapter) -> None:
         """Append one expert to the stack."""
@@ -188,48 +184,6 @@ class StackedBank(Bank):
         absent = int(self._most) + 2 - weights.shape[-1]  # a routing may know fewer experts than were grown
         return functional.pad(weights, (0, max(0, absent))).index_select(-1, self.owner(tensor) + 1)
 
-    def weigh(self, weights: Tensor, vectors: Tensor) -> Tensor:
-        """Return weighted sums of vectors, in which each of H equal slices of the vectors has weights of its own.
-
-        Args:
-            weights: (B|1, T|1, H, R).
-            vectors: (R, F).
-
-        Returns:
-            (B|1, T|1, F).
-
-        Raises:
-            ValueError: H does not divide F.
-        """
-        heads = weights.shape[2]
-        if heads == 1:
-            return weights[:, :, 0].to(vectors.dtype) @ vectors
-        self.check_heads(heads, vectors.shape[-1])
-        slices = rearrange(vectors, "r (h f) -> h r f", h=heads)
-        return rearrange(torch.einsum("bthr,hrf->bthf", weights.to(vectors.dtype), slices), "b t h f -> b t (h f)")
-
-    def weigh_up(self, shrunk: Tensor, weights: Tensor, up: Tensor) -> Tensor:
-        """Weigh low-rank activations and map them up, each of H equal slices of the output with weights of its own.
-
-        Args:
-            shrunk: (B, T, R).
-            weights: (B|1, T|1, H, R).
-            up: (R, F).
-
-        Returns:
-            (B, T, F).
-
-        Raises:
-            ValueError: H does not divide F.
-        """
-        heads = weights.shape[2]
-        if heads == 1:
-            return (shrunk * weights[:, :, 0].to(shrunk.dtype)) @ up
-        self.check_heads(heads, up.shape[-1])
-        slices = rearrange(up, "r (h f) -> h r f", h=heads)
-        weighted = shrunk.unsqueeze(2) * weights.to(shrunk.dtype)
-        return rearrange(torch.einsum("bthr,hrf->bthf", weighted, slices), "b t h f -> b t (h f)")
-
     def row_weights(self, weights: Tensor, tensor: str) -> Tensor:
         """Return the weight of each stacked row where weights are fixed, (R,).
 
@@ -274,17 +228,6 @@ class StackedBank(Bank):
         exact = torch.promote_types(weight.dtype, torch.float32)
         matrix = weight.T if isinstance(self._module[0], Conv1D) else weight
         return matrix.detach().to(exact), bias.detach().to(exact) if isinstance(bias, Tensor) else None
-
-    def check_heads(self, heads: int, *widths: int) -> None:
-        """Refuse widths that the heads of a routing do not divide.
-
-        Raises:
-            ValueError: They do not.
-        """
-        if any(width % heads for width in widths):
-            raise ValueError(
-                f"{self.site.path}: {heads} routing heads do not divide its widths {widths}; choose a number that does"
-            )
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -331,10 +274,8 @@ class StackedBank(Bank):
         return torch.tensor(owners, dtype=torch.long).repeat_interleave(repeats)
 
     def _part_of(self, name: str) -> str:
-        for part in PARTS:
-            if any(adapter.name == name for adapter in self._adapters[part]):
-                return part
-        raise ValueError(f"{self.site.path} has no adapter {name!r}; it has {', '.join(self.names)}")
+        check_known(self.site.path, name, self.names)
+        return next(part for part in PARTS if any(adapter.name == name for adapter in self._adapters[part]))
 
     def _slice(self, part: str, name: str, tensor: str) -> Tensor:
         if tensor in self.common:
@@ -351,46 +292,3 @@ class StackedBank(Bank):
         parameter = getattr(self, f"{part}_{tensor}")
         assert isinstance(parameter, Tensor), f"part {part} of {self.site.path} is empty"
         return parameter
-
-
-def all_weights(routing: Routing | None, y: Tensor) -> Tensor:
-    """Return the shared adapter's weight, 1, and those of the experts, (B|1, T|1, H|1, 1 + E).
-
-    Args:
-        routing: Weights of the experts; None where there are none.
-        y: Whose device counts.
-    """
-    if routing is None:
-        return torch.ones(1, 1, 1, 1, device=y.device)
-    return functional.pad(routing.dense(), (1, 0), value=1.0)
-
-
-def over_features(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Give vectors the axes of an output, which at the norms of heads has one axis more.
-
-    Args:
-        values: One vector a row and token, (B|1, T|1, F).
-        x: What the module was given; its memory tells the axes apart, as heads are split off the features of a token.
-        y: (B, T, F), or with an axis of heads before or behind that of tokens.
-
-    Raises:
-        ValueError: The output's last axis is not that of the vectors, or heads and tokens cannot be told apart.
-    """
-    if y.shape[-1] != values.shape[-1]:
-        raise ValueError(
-            f"an output of shape {tuple(y.shape)} has no features on its last axis, which vectors of "
-            f"{values.shape[-1]} features are meant for; leave the site out"
-        )
-    rows, tokens, features = values.shape
-    if tokens == 1:
-        return values.reshape(rows, *[1] * (y.ndim - 2), features)
-    if y.ndim == 3:
-        return values
-    alike = y.shape[1] == y.shape[2] == tokens
-    if alike and x.stride(1) == x.stride(2):
-        raise ValueError(
-            f"an input of shape {tuple(x.shape)} has as many heads as tokens and does not tell which is which; use "
-            "weights by row, or leave the site out"
-        )
-    heads_first = x.stride(1) < x.stride(2) if alike else y.shape[1] != tokens
-    return values.unsqueeze(1 if heads_first else 2)

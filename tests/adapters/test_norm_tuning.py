@@ -16,7 +16,7 @@ from moadapt import Mixture, Placement, Routing, attach
 from moadapt.adapters import NormTuning, NotMergeable
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.norm_tuning import NormTuningBank
-from moadapt.adapters.stacked import over_features
+from moadapt.adapters.weighing import over_features
 from moadapt.sites import Site
 from moadapt_routers import Softmax
 from tests.conformance.canonical import Given
