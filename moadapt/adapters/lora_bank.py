@@ -354,12 +354,10 @@ class LoRABank(StackedBank):
             raise ValueError(
                 f"{self.site.path}: blending parameters needs input with rows and tokens, got {tuple(x.shape)}"
             )
-        for down, up in blended(self, routing, y.dtype):
-            y = y + (x @ down.mT) @ up
-        if not self._shared_ranks:
-            return y
-        down, up = self._shared_factors(y.dtype)
-        return y + (x @ down.T) @ up
+        pairs = blended(self, routing, y.dtype)
+        pairs += [self._shared_factors(y.dtype)] if self._shared_ranks else []
+        # a start and what takes it off add up to zero before they meet `y`, which would round them apart
+        return y + sum((x @ down.mT) @ up for down, up in pairs)
 
     def _shared_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the shared adapter's `down (R, D)` and `up (R, F)`, its scale in `up`."""
