@@ -7,7 +7,7 @@ root of their width, `Bp`, `Bs` at zero. Axes: B rows, T tokens, D in, F out, E 
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -131,17 +131,9 @@ class HydraBank(StackedBank):
         for name, (down, up) in self._branches.items():
             yield name, self.stack(down), self.stack(up)
 
-    def _index(self) -> None:
-        """Rebuild the maps from stacked ranks to experts, and their scales."""
-        super()._index()
-        scales = [_spec(adapter).scale for adapter in self._in_order() for _ in range(_spec(adapter).rank)]
-        self._scales = torch.tensor(scales, dtype=torch.float64, device=self.owner(self.tensors[0]).device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HydraBank":
-        """Move everything; scales follow the device but are never rounded to a coarser type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._scales = self._scales.to(self.owner(self.tensors[0]).device)
-        return self
+    def _find_scales(self) -> None:
+        """Find the scale of every stacked rank."""
+        self._scales = self.each_row(self.tensors[0], lambda adapter: _spec(adapter).scale)
 
 
 def _spec(adapter: Adapter) -> Hydra:

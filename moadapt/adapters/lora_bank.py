@@ -3,7 +3,7 @@
 Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ranks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -239,7 +239,7 @@ class LoRABank(StackedBank):
             gates: By name of the adapter, from 0 to 1.
         """
         self._gates.update(gates)
-        self._ranks = self._find_ranks()
+        self._find_scales()
 
     def rates(self) -> dict[str, float]:
         """Return the factor of `up`."""
@@ -259,7 +259,6 @@ class LoRABank(StackedBank):
         self.register_buffer("slots", slots.to(device), persistent=False)
         self.register_buffer("owner_rank", owner.to(device), persistent=False)
         self._shared_ranks = int((owner < 0).sum())
-        self._ranks = self._find_ranks()
 
     def _rows(self) -> list[Adapter]:
         """Whose every stacked rank is."""
@@ -269,18 +268,13 @@ class LoRABank(StackedBank):
             found += own * (2 if self._shifts else 1)
         return found
 
-    def _find_ranks(self) -> Ranks:
+    def _find_scales(self) -> None:
+        """Find whose the stacked ranks are and their scales, gates included."""
         rows = self._rows()
         scales = [spec_of(a).scale * self._gates.get(a.name, 1.0) for a in rows]
         scale = torch.tensor(scales, dtype=torch.float64, device=self.owner("down").device)
         owners = [a.expert for a in rows if a.expert is not None]
-        return Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRABank":
-        """Move everything; scales follow the device but are never rounded to a coarser type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._ranks = self._find_ranks()
-        return self
+        self._ranks = Ranks(self._shared_ranks, torch.tensor(owners, dtype=torch.long), scale)
 
     def _fuses(self, module: nn.Module, x: Tensor, routing: Routing | None) -> bool:
         """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""

@@ -8,7 +8,7 @@ tokens, M experts of the block, D in, F out of a projection, R stacked ranks.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,21 +125,9 @@ class LoRAExperts(StackedBank):
         spread = self.spread(weights, self.tensors[0])[:, :, 0] * self._scales.to(weights)
         return spread.expand(rows, tokens // rows, -1).reshape(tokens, -1)
 
-    def _index(self) -> None:
-        """Rebuild the maps from stacked ranks to experts, and the scale of every rank."""
-        super()._index()
-        self._scales = self._find_scales()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoRAExperts":
-        """Move everything; scales follow the device but are never rounded to a coarser type."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._scales = self._find_scales()
-        return self
-
-    def _find_scales(self) -> Tensor:
-        sizes = [(spec_of(a).scale, self._sizes[a.name][self.tensors[0]]) for a in self._in_order()]
-        values = [scale for scale, size in sizes for _ in range(size)]
-        return torch.tensor(values, dtype=torch.float64, device=self.owner(self.tensors[0]).device)
+    def _find_scales(self) -> None:
+        """Find the scale of every stacked rank."""
+        self._scales = self.each_row(self.tensors[0], lambda adapter: spec_of(adapter).scale)
 
     def _run(self, module: Any, expert: int, own: dict[str, Tensor], x: Tensor, weights: Tensor) -> Tensor:
         """Run one of the block's experts, adapted with its own factors, on its tokens."""

@@ -5,8 +5,8 @@ so that an optimiser never moves what has no gradient. Adapters may have differe
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ class StackedBank(Bank):
             kept = sorted((a for a in self._adapters[part] if a.name in keep), key=lambda a: keep.index(a.name))
             renumbered = [Adapter(a.name, a.spec, keep.index(a.name)) for a in kept]
             self._set(part, renumbered, [states[adapter.name] for adapter in kept])
-        self._index()
+        self._reindex()
 
     def freeze(self, name: str) -> None:
         """Move one adapter to the frozen stack of its kind."""
@@ -135,7 +135,7 @@ class StackedBank(Bank):
         states = {n: self.state(n) for n in self.names}
         self._set(target, frozen, [states[adapter.name] for adapter in frozen])
         self._set(part, stay, [states[adapter.name] for adapter in stay])
-        self._index()
+        self._reindex()
 
     def expert_rows(self) -> dict[str, Tensor]:
         """Return the expert of every row of the expert stacks."""
@@ -234,6 +234,20 @@ class StackedBank(Bank):
         """Names of the adapters that no optimiser reaches."""
         return frozenset(a.name for part in PARTS if "frozen" in part for a in self._adapters[part])
 
+    def each_row(self, tensor: str, number: Callable[[Adapter], float]) -> Tensor:
+        """Return for every stacked row of a tensor a number of its adapter, such as a scale, in float64, (R,)."""
+        values = [number(adapter) for adapter in self._in_order() for _ in range(self._sizes[adapter.name][tensor])]
+        return torch.tensor(values, dtype=torch.float64, device=self.owner(tensor).device)
+
+    def _find_scales(self) -> None:
+        """Find what follows the stack and its device but is never rounded to a coarser type; by default nothing."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move everything."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._find_scales()
+        return self
+
     def _in_order(self) -> list[Adapter]:
         return [adapter for part in PARTS for adapter in self._adapters[part]]
 
@@ -242,7 +256,7 @@ class StackedBank(Bank):
         old = self._adapters[part]
         states = [self.state(adapter.name) for adapter in old]
         self._set(part, [*old, *adapters], [*states, *(self.fresh(adapter.spec) for adapter in adapters)])
-        self._index()
+        self._reindex()
 
     def _set(self, part: str, adapters: list[Adapter], states: list[dict[str, Tensor]]) -> None:
         self._adapters[part] = adapters
@@ -255,6 +269,10 @@ class StackedBank(Bank):
             trained = "frozen" not in part and tensor not in self.fixed
             parameter = None if stacked is None else nn.Parameter(stacked, requires_grad=trained)
             setattr(self, f"{part}_{tensor}", parameter)
+
+    def _reindex(self) -> None:
+        self._index()
+        self._find_scales()
 
     def _index(self) -> None:
         """Rebuild the maps from stacked rows to experts and to adapters."""
