@@ -3,7 +3,8 @@
 from moadapt.adapters.bias import Bias
 from moadapt.adapters.bottleneck import Bottleneck
 from moadapt.adapters.cross_modal import CrossModal
-from moadapt.adapters.family import Adapter, Bank, Delta, Factors, FamilySpec, NotMergeable
+from moadapt.adapters.delta import Delta, Factors, NotMergeable
+from moadapt.adapters.family import Adapter, Bank, FamilySpec
 from moadapt.adapters.hydra import Hydra
 from moadapt.adapters.lora import LoRA
 from moadapt.adapters.norm_tuning import NormTuning

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moadapt.adapters.blending import blended
-from moadapt.adapters.family import Adapter, Delta, Factors
+from moadapt.adapters.delta import Delta, Factors
+from moadapt.adapters.family import Adapter
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
 from moadapt.adapters.initial.plain import Uniform
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear, take_rows

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
+from moadapt.adapters.delta import Delta, NotMergeable
+from moadapt.adapters.family import Adapter, FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import over_features, weigh
 from moadapt.call import Call

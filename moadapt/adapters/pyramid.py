@@ -20,7 +20,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.family import Adapter, Delta, Factors, FamilySpec
+from moadapt.adapters.delta import Delta, Factors
+from moadapt.adapters.family import Adapter, FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import check_heads
 from moadapt.call import Call

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moadapt.adapters.bottleneck import ACTIVATIONS
-from moadapt.adapters.family import Adapter, Delta, FamilySpec, NotMergeable
+from moadapt.adapters.delta import Delta, NotMergeable
+from moadapt.adapters.family import Adapter, FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import check_heads
 from moadapt.call import Call

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from moadapt.adapters.family import Delta
+from moadapt.adapters.delta import Delta
 from moadapt.storage import fresh_folder
 
 _PREFIX = "base_model.model."

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moadapt.adapters.family import Delta
+from moadapt.adapters.delta import Delta
 from moadapt.mixture import Mixture
 from moadapt.places import Place
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moadapt import Mixture, Placement, attach
 from moadapt.adapters import Bias, FamilySpec, Hydra, LoRA, NormTuning, Scale
-from moadapt.adapters.family import Delta
+from moadapt.adapters.delta import Delta
 from moadapt.merging import calibration
 from moadapt_routers import Softmax
 from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
