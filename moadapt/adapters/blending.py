@@ -10,12 +10,57 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from moadapt.adapters.delta import Delta
 from moadapt.adapters.weighing import check_heads
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
 if TYPE_CHECKING:
     from moadapt.adapters.lora_bank import LoRABank
+
+
+def add_blended(bank: "LoRABank", y: Tensor, x: Tensor, routing: Routing) -> Tensor:
+    """Return an output with what each row's own adapter and the shared one add.
+
+    Args:
+        bank: Whose adapters.
+        y: The output, (B, T, F).
+        x: The input, (B, T, D), of the same dtype.
+        routing: Weights of parameters, (B|1, 1, H, E).
+
+    Raises:
+        ValueError: A gate shuts an expert out, the input has no rows, or as in `blended`.
+    """
+    if bank.is_gated:
+        raise ValueError(
+            f"{bank.site.path}: a router that blends parameters needs every expert at every site, so no gate can "
+            "shut one out; choose a router that blends outputs"
+        )
+    if x.ndim != 3:
+        raise ValueError(
+            f"{bank.site.path}: blending parameters needs input with rows and tokens, got {tuple(x.shape)}"
+        )
+    shared = bank.shared_factors(y.dtype)
+    pairs = blended(bank, routing, y.dtype) + ([] if shared is None else [shared])
+    # a start and what takes it off add up to zero before they meet `y`, which would round them apart
+    return y + sum((x @ down.mT) @ up for down, up in pairs)
+
+
+def blended_delta(bank: "LoRABank", routing: Routing) -> Delta:
+    """Return the factors under fixed weights of parameters, those of the shared adapter included.
+
+    Args:
+        bank: Whose adapters.
+        routing: The same for all rows, (1, 1, H, E).
+
+    Raises:
+        ValueError: As in `blended`.
+    """
+    dtype = bank.stack("up").dtype
+    shared = bank.shared_factors(dtype)
+    pairs = [(down[0], up[0]) for down, up in blended(bank, routing, dtype)] + ([] if shared is None else [shared])
+    downs, ups = zip(*pairs, strict=True)
+    return Delta(torch.cat(downs).detach(), torch.cat(ups).detach())
 
 
 def blended(bank: "LoRABank", routing: Routing, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

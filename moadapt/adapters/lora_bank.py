@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.blending import blended
+from moadapt.adapters.blending import add_blended, blended_delta
 from moadapt.adapters.delta import Delta, Factors
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
@@ -172,10 +172,10 @@ class LoRABank(StackedBank):
         """Add the delta to `y` in place, in the cheapest exact form."""
         if not self.names:
             return y
-        if routing is not None and routing.combines == "parameters":
-            return self._add_blended(y, x, routing)
-        down, up = self.factors(y.dtype)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
+        if routing is not None and routing.combines == "parameters":
+            return add_blended(self, y, x, routing)
+        down, up = self.factors(y.dtype)
         flat = x.ndim == 2
         y3, x3 = (y.unsqueeze(0), x.unsqueeze(0)) if flat else (y, x)
         if routing is not None and routing.weights.shape[2] > 1:
@@ -216,12 +216,9 @@ class LoRABank(StackedBank):
 
     def delta_of_heads(self, routing: Routing) -> Delta:
         """Return the factors under fixed weights by head, or of blended parameters."""
-        down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
         if routing.combines == "parameters":
-            pairs = [(down[0], up[0]) for down, up in blended(self, routing, up.dtype)]
-            pairs += [self._shared_factors(up.dtype)] if self._shared_ranks else []
-            downs, ups = zip(*pairs, strict=True)
-            return Delta(torch.cat(downs).detach(), torch.cat(ups).detach())
+            return blended_delta(self, routing)
+        down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
         weights = self.spread(all_weights(routing, up), "rank")[0, 0].to(up.dtype) * self._ranks.scale(up.dtype)
         check_heads(self.site.path, len(weights), self.site.out_features)
         slices = rearrange(up, "r (h f) -> r h f", h=len(weights)) * weights.T.unsqueeze(2)
@@ -232,6 +229,11 @@ class LoRABank(StackedBank):
         down, up = self.factors(self.stack("up").dtype)
         owners = tuple(adapter.name for adapter in self._rows())
         return Factors(owners, down, up * self._ranks.scale(up.dtype).unsqueeze(1), self.frozen)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether constants multiply what any of the adapters adds."""
+        return bool(self._gates)
 
     def gate(self, gates: Mapping[str, float]) -> None:
         """Multiply what adapters add by constants, until told otherwise; saved mixtures know nothing of them.
@@ -337,25 +339,10 @@ class LoRABank(StackedBank):
         full = torch.cat([full.new_ones(shared.shape), full], dim=1) * self._ranks.scale(full.dtype)[ranks]
         return ranks, full.unsqueeze(1)
 
-    def _add_blended(self, y: Tensor, x: Tensor, routing: Routing) -> Tensor:
-        """Blend the experts' factors first, then apply: head h blends its slices of D and of F."""
-        if self._gates:
-            raise ValueError(
-                f"{self.site.path}: a router that blends parameters needs every expert at every site, so no gate can "
-                "shut one out; choose a router that blends outputs"
-            )
-        x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
-        if x.ndim != 3:
-            raise ValueError(
-                f"{self.site.path}: blending parameters needs input with rows and tokens, got {tuple(x.shape)}"
-            )
-        pairs = blended(self, routing, y.dtype)
-        pairs += [self._shared_factors(y.dtype)] if self._shared_ranks else []
-        # a start and what takes it off add up to zero before they meet `y`, which would round them apart
-        return y + sum((x @ down.mT) @ up for down, up in pairs)
-
-    def _shared_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the shared adapter's `down (R, D)` and `up (R, F)`, its scale in `up`."""
+    def shared_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Return the shared adapter's `down (R, D)` and `up (R, F)`, its scale in `up`; None where there is none."""
+        if not self._shared_ranks:
+            return None
         down, up = (side[: self._shared_ranks] for side in self.factors(dtype))
         return down, up * self._ranks.scale(dtype)[: self._shared_ranks].unsqueeze(1)
 
