@@ -13,7 +13,8 @@ from moadapt.adapters import LoRA, NotMergeable, PromptTokens
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.prompt_tokens import PromptTokensBank
 from moadapt.call import Request
-from moadapt.inserting import Inserted, insert
+from moadapt.inserting import insert
+from moadapt.insertion import Inserted
 from moadapt_routers import ByTask, Constant, Softmax
 from tests.conformance.canonical import EXPERTS, TASKS, Given, routing_value
 from tests.core.test_sites import batch_of

@@ -7,7 +7,8 @@ import torch
 from transformers import GenerationConfig
 
 from moadapt.call import Request
-from moadapt.inserting import Insertion, insert, plain_token
+from moadapt.inserting import insert, plain_token
+from moadapt.insertion import Insertion
 from tests.core.zoo import ZOO, build
 
 MASK = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
