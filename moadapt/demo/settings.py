@@ -76,7 +76,17 @@ class DemoSettings:
         spec = MixtureSpec(
             {name: LoRA(rank=self.rank) for name in names}, LoRA(rank=self.shared_rank), router, Placement()
         )
-        run: dict[str, Any] = {
+        run = self.run_options()
+        by_task: RouterSpec = bind(ROUTERS.get("by_task"), {})
+        return {
+            SINGLE: PeftModule(peft_config=self.equal_lora(spec), **run),
+            PER_TASK: MixtureModule(experts=dict(spec.experts), router=by_task, **run),
+            MIXTURE: MixtureModule(experts=dict(spec.experts), shared=spec.shared, router=router, **run),
+        }
+
+    def run_options(self) -> dict[str, Any]:
+        """Return the arguments of a module that are the same whatever it trains."""
+        return {
             "base": self.base,
             "dtype": "float32",
             "attn_implementation": "eager",  # the fastest on a CPU at these lengths
@@ -84,12 +94,6 @@ class DemoSettings:
                 learning_rate=self.learning_rate, router_learning_rate=self.router_learning_rate, warmup=0.05
             ),
             "seed": self.seed,
-        }
-        by_task: RouterSpec = bind(ROUTERS.get("by_task"), {})
-        return {
-            SINGLE: PeftModule(peft_config=self.equal_lora(spec), **run),
-            PER_TASK: MixtureModule(experts=dict(spec.experts), router=by_task, **run),
-            MIXTURE: MixtureModule(experts=dict(spec.experts), shared=spec.shared, router=router, **run),
         }
 
     def equal_lora(self, spec: MixtureSpec) -> LoraConfig:

@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from moadapt.placement import Placement
 from moadapt.presets import preset
 from moadapt.registry import FAMILIES, OBJECTIVES, RANKS
 from moadapt.specs import bind
-from moadapt.training import MixedTasks, MixtureModule, Optimization
+from moadapt.training import MixedTasks, MixtureModule
 from moadapt_routers import ByTask, Softmax
 
 TASKS = ("vqa", "captioning", "grounding")
@@ -135,18 +135,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def module_of(variant: Variant, seed: int, rate: float) -> MixtureModule:
-    """Return what a run trains."""
-    return MixtureModule(
-        base="digit_scenes",
-        dtype="float32",
-        attn_implementation="eager",
-        optimization=Optimization(learning_rate=rate, router_learning_rate=5e-3, warmup=0.05),
-        seed=seed,
-        **variant.choice(),
-    )
-
-
 def run(
     name: str,
     variant: Variant,
@@ -171,7 +159,7 @@ def run(
     folder = out / slug(name) / f"{chosen:g}" / str(seed)
     key = settings.key() | {"variant": name, "rate": chosen}
     lightning.seed_everything(seed, verbose=False)
-    module = module_of(variant, seed, chosen)
+    module = MixtureModule(**replace(settings, learning_rate=chosen).run_options(), **variant.choice())
     trained = train_run(name, module, data, key, settings.steps, folder)
     count = sum(p.numel() for p in module.finish().parameters() if p.requires_grad)
     found = evaluate(module, data, key, folder / "answers.json")
