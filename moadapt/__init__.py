@@ -2,6 +2,7 @@
 
 from moadapt.attaching import attach, load
 from moadapt.averaging import average
+from moadapt.composing import compose, reroute
 from moadapt.initialising import initialise
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
@@ -21,7 +22,9 @@ __all__ = [
     "anatomy",
     "attach",
     "average",
+    "compose",
     "initialise",
     "load",
+    "reroute",
 ]
 __version__ = "0.1.0"

@@ -37,7 +37,7 @@ def attach(
             carries a mixture already.
     """
     spec = MixtureSpec(dict(experts or {}), shared, router, placement or Placement())
-    _refuse_attached(base)
+    refuse_attached(base)
     return Mixture(base, spec)
 
 
@@ -51,11 +51,16 @@ def load(folder: str | Path, base: PreTrainedModel) -> Mixture:
     Raises:
         ValueError: The folder is no mixture, its schema is unknown, or the base is another one.
     """
-    _refuse_attached(base)
+    refuse_attached(base)
     return load_folder(Path(folder), base)
 
 
-def _refuse_attached(base: PreTrainedModel) -> None:
+def refuse_attached(base: PreTrainedModel) -> None:
+    """Refuse a base that carries a mixture.
+
+    Raises:
+        ValueError: It does; the first site is named.
+    """
     taken = next((path for path, module in base.named_modules() if isinstance(module, AdaptedModule)), None)
     if taken is not None:
         raise ValueError(f"the base carries a mixture already (at {taken}); detach that one first")

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,41 @@ def save(mixture: Mixture, folder: Path) -> None:
         (new / _SPEC).write_text(json.dumps(stored, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a folder holds.
+
+    Args:
+        spec: What was attached.
+        tensors: Of adapters and routers, by stored name.
+        frozen: Names of adapters that no optimiser reaches.
+    """
+
+    spec: MixtureSpec
+    tensors: Mapping[str, Tensor]
+    frozen: tuple[str, ...]
+
+
+def read(folder: Path, base: PreTrainedModel) -> Stored:
+    """Read a folder and check that it belongs to a base.
+
+    Args:
+        folder: What `save` wrote.
+        base: The same base.
+
+    Raises:
+        ValueError: The folder is no mixture, its schema is unknown, or the base is another one.
+    """
+    stored = _read_spec(folder)
+    _check_base(folder, stored["base"], base)
+    try:
+        found = load_file(folder / _TENSORS, device=str(base.device))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
+    with _telling(folder):
+        return Stored(_spec_of(stored), found, tuple(stored.get("frozen", ())))
+
+
 def load(folder: Path, base: PreTrainedModel) -> Mixture:
     """Read a mixture onto its base.
 
@@ -133,21 +169,16 @@ def load(folder: Path, base: PreTrainedModel) -> Mixture:
         ValueError: The folder is no mixture, its schema is unknown, the base is another one, or tensors are missing,
             too many or of another shape.
     """
-    stored = _read_spec(folder)
-    _check_base(folder, stored["base"], base)
-    found = _read_tensors(folder, base.device)
+    stored = read(folder, base)
+    with _telling(folder), filled_later():
+        mixture = Mixture(base, stored.spec)
     try:
-        with filled_later():
-            mixture = Mixture(base, _spec_of(stored))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _SPEC} describes no mixture of this base: {error!r}") from error
-    try:
-        fill(mixture, found)
+        fill(mixture, stored.tensors)
     except ValueError as error:
         mixture.detach()
         raise ValueError(f"{folder / _TENSORS}: {error}") from error
     try:
-        for name in stored.get("frozen", ()):
+        for name in stored.frozen:
             mixture.freeze(name)
     except (TypeError, ValueError) as error:
         mixture.detach()
@@ -165,16 +196,23 @@ def copy_adapters(mixture: Mixture, folder: Path) -> None:
     Raises:
         ValueError: The folder is no mixture of this base, or lacks an adapter, or one has another shape.
     """
-    stored = _read_spec(folder)
     with mixture.bare_base() as base:
-        _check_base(folder, stored["base"], base)
-    found = _read_tensors(folder, mixture.base.device)
+        found = read(folder, base).tensors
     for site, bank in mixture.banks():
         for name in bank.names:
             try:
                 bank.load_state(name, _below(f"adapters/{name}/{site.path}/", found))
             except ValueError as error:
                 raise ValueError(f"{folder / _TENSORS}: {error}") from error
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Name the file where what it describes cannot be built."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _SPEC} describes no mixture of this base: {error!r}") from error
 
 
 def fill(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
@@ -266,13 +304,6 @@ def _read_spec(folder: Path) -> dict[str, Any]:
             f"{file} has schema {schema!r}; this version reads schema {SCHEMA} with {', '.join(sorted(keys))}"
         )
     return stored
-
-
-def _read_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    try:
-        return load_file(folder / _TENSORS, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / _TENSORS} cannot be read: {error}") from error
 
 
 def _spec_of(stored: Mapping[str, Any]) -> MixtureSpec:

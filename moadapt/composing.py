@@ -1,0 +1,162 @@
+"""Mixtures from adapters that were trained apart, and other routers for the adapters of a mixture.
+
+Every adapter keeps its own sites, ranks and scales, and its tensors come over bit for bit; what is new is the router.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moadapt.adapters.family import FamilySpec
+from moadapt.adapters.initial import filled_later
+from moadapt.attaching import refuse_attached
+from moadapt.mixture import Mixture
+from moadapt.mixture_spec import MixtureSpec
+from moadapt.names import SHARED
+from moadapt.placement import Placement
+from moadapt.places import plan_places
+from moadapt.router import RouterSpec
+from moadapt.storage import fill, read, tensors
+
+
+@dataclass(frozen=True)
+class Found:
+    """One adapter of a saved mixture.
+
+    Args:
+        spec: What the user wrote, with the placement that it had.
+        tensors: By site and part.
+        frozen: Whether no optimiser reached it.
+    """
+
+    spec: FamilySpec
+    tensors: Mapping[str, Tensor]
+    frozen: bool
+
+
+def compose(
+    base: PreTrainedModel,
+    experts: Mapping[str, str | Path],
+    *,
+    router: RouterSpec,
+    shared: str | Path | None = None,
+    frozen: bool = False,
+    dropout: float | None = None,
+) -> Mixture:
+    """Put adapters that separate mixtures saved behind one router.
+
+    Args:
+        base: The base that all of them were trained on.
+        experts: By the name that each shall have: the folder of a mixture of one adapter, or `folder:name` for one of
+            several, where `folder:shared` is the shared one.
+        router: Gives the experts their weights.
+        shared: The adapter that every input uses, named likewise.
+        frozen: Whether to freeze all of them, and not only those that were frozen in their folder.
+        dropout: Of all adapters that have one, since LoRAs of one site share a mask; None is each one's own.
+
+    Raises:
+        ValueError: A folder is no mixture of this base, a reference names no adapter or several, a name is unsafe, or
+            the base carries a mixture already.
+    """
+    refuse_attached(base)
+    named = {**experts} if shared is None else {SHARED: shared, **experts}
+    if SHARED in experts:
+        raise ValueError(f"an expert cannot be called {SHARED!r}; pass that adapter as shared=, or name it otherwise")
+    found = {name: _find(str(reference), base) for name, reference in named.items()}
+    specs = {name: _with_dropout(each.spec, dropout) for name, each in found.items()}
+    spec = MixtureSpec({name: specs[name] for name in experts}, specs.get(SHARED), router, Placement())
+    stored = {f"adapters/{name}/{rest}": t for name, each in found.items() for rest, t in each.tensors.items()}
+    return build_filled(base, spec, stored, [name for name, each in found.items() if frozen or each.frozen])
+
+
+def reroute(mixture: Mixture, router: RouterSpec) -> Mixture:
+    """Put the adapters of a mixture behind another router.
+
+    Args:
+        mixture: Whose adapters; it is detached from its base once nothing can go wrong.
+        router: Gives the experts their weights from now on.
+
+    Returns:
+        A new mixture on the same base; adapters have the same bits, and those that were frozen still are.
+
+    Raises:
+        ValueError: The mixture was detached or has no experts, or the router fits neither it nor its base.
+    """
+    if not mixture.attached:
+        raise ValueError("this mixture was detached from its base; attach adapters again, or load them")
+    spec = replace(mixture.spec, router=router)
+    routed = [site for site, here in mixture.sites.items() if any(a.expert is not None for a in here)]
+    with mixture.bare_base() as base:
+        for place in plan_places(base, mixture.anatomy, routed, router):
+            router.build(place.dim, len(mixture.experts))
+    stored, frozen, training = _adapters(tensors(mixture)), mixture.frozen, mixture.training
+    checkpoints = mixture.checkpoints
+    fresh = build_filled(mixture.detach(), spec, stored, frozen)
+    if checkpoints:
+        fresh.gradient_checkpointing_enable()
+    return fresh.train(training)
+
+
+def build_filled(
+    base: PreTrainedModel, spec: MixtureSpec, stored: Mapping[str, Tensor], frozen: Iterable[str]
+) -> Mixture:
+    """Build a mixture whose adapters are known and whose routers are fresh.
+
+    Args:
+        base: A bare base.
+        spec: What to attach.
+        stored: Tensors of the adapters, by stored name.
+        frozen: Names of adapters that no optimiser reaches.
+
+    Raises:
+        ValueError: The tensors are not those of the adapters.
+    """
+    with filled_later():
+        mixture = Mixture(base, spec)
+    try:
+        own = {name: tensor for name, tensor in tensors(mixture).items() if name.startswith("routers/")}
+        fill(mixture, {**own, **stored})
+    except ValueError:
+        mixture.detach()
+        raise
+    for name in frozen:
+        mixture.freeze(name)
+    return mixture
+
+
+def _find(reference: str, base: PreTrainedModel) -> Found:
+    folder, name = _parsed(reference)
+    stored = read(folder, base)
+    adapters = {adapter.name: adapter.spec for adapter in stored.spec.adapters()}
+    if name is None and len(adapters) > 1:
+        raise ValueError(
+            f"{reference} holds {len(adapters)} adapters; name the one to take: "
+            f"{', '.join(f'{reference}:{each}' for each in adapters)}"
+        )
+    name = next(iter(adapters)) if name is None else name
+    if name not in adapters:
+        raise ValueError(f"{folder} holds no adapter {name!r}; it holds {', '.join(adapters)}")
+    spec, prefix = adapters[name], f"adapters/{name}/"
+    placed = replace(spec, placement=spec.placement or stored.spec.placement)
+    own = {n.removeprefix(prefix): t for n, t in stored.tensors.items() if n.startswith(prefix)}
+    return Found(placed, own, name in stored.frozen)
+
+
+def _parsed(reference: str) -> tuple[Path, str | None]:
+    """Split `folder:name`; a folder whose own path holds a colon is one all the same."""
+    folder, colon, name = reference.rpartition(":")
+    if Path(reference).is_dir() or not colon:
+        return Path(reference), None
+    return Path(folder), name
+
+
+def _with_dropout(spec: FamilySpec, dropout: float | None) -> FamilySpec:
+    known = {field.name for field in fields(spec)}
+    return spec if dropout is None or "dropout" not in known else replace(spec, dropout=dropout)  # type: ignore[call-arg]
+
+
+def _adapters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in stored.items() if name.startswith("adapters/")}
