@@ -3,6 +3,7 @@
 from moadapt.attaching import attach, load
 from moadapt.averaging import average
 from moadapt.composing import compose, reroute
+from moadapt.fitting import fit_router
 from moadapt.initialising import initialise
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
@@ -23,6 +24,7 @@ __all__ = [
     "attach",
     "average",
     "compose",
+    "fit_router",
     "initialise",
     "load",
     "reroute",

@@ -90,6 +90,20 @@ class CallContext:
             self._request = before
             self._prepared = self.call = None
 
+    @contextmanager
+    def standing_in(self, routers: Mapping[str, Router]) -> Iterator[None]:
+        """Let other routers decide within the `with` block.
+
+        Args:
+            routers: By the name of the place.
+        """
+        before = self._routers
+        self._routers = {name: (place, routers.get(name, own)) for name, (place, own) in before.items()}
+        try:
+            yield
+        finally:
+            self._routers = before
+
     def prepare(self, inputs: Mapping[str, Any]) -> None:
         """Open a call ahead of the base's first pass, for encoders that `generate` runs before it.
 

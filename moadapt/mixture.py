@@ -200,6 +200,16 @@ class Mixture(nn.Module):
             self.context.override = before
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Keep dropout and noise off within the `with` block."""
+        before = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(before)
+
+    @contextmanager
     def disabled(self) -> Iterator[None]:
         """Run the bare base within the `with` block, bit for bit."""
         before, self.context.enabled = self.context.enabled, False
@@ -354,7 +364,7 @@ class Mixture(nn.Module):
         """
         self._refuse_detached()
         self._refuse_scoped()
-        with self._evaluating():
+        with self.evaluating():
             plan = MERGES.get(method)().plan(self, **options)
             return plan.model(), plan.report()
 
@@ -374,7 +384,7 @@ class Mixture(nn.Module):
 
         self._refuse_detached()
         self._refuse_scoped()
-        with self._evaluating():
+        with self.evaluating():
             plan = MERGES.get(method)().plan(self, **options)
             report: MergeReport = plan.report()
         with self.bare_base() as base:
@@ -485,15 +495,6 @@ class Mixture(nn.Module):
         module = self.base.get_input_embeddings()
         embeddings: Tensor = (module.module if isinstance(module, AdaptedModule) else module)(ids)
         return embeddings
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        before = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(before)
 
 
 def _indices(what: str, names: Iterable[str], known: Sequence[str]) -> list[int]:

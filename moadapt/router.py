@@ -4,10 +4,10 @@ Axes: B rows, T tokens, E experts, D features.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,13 @@ from torch.nn import functional
 
 from moadapt.routing import Routing
 
+if TYPE_CHECKING:
+    from moadapt.fitting import Fitting
+
 Scope = Literal["sequence", "token"]
 Per = Literal["model", "tower", "layer", "site"]
 Reads = Literal["place", "prompt", "outputs"]
+FitsFrom = Literal["adapters", "examples", "loss"]
 SCOPES: tuple[Scope, ...] = ("sequence", "token")
 PER: tuple[Per, ...] = ("model", "tower", "layer", "site")
 STATES = frozenset({"hidden", "output", "outputs"})
@@ -119,6 +123,23 @@ class Router(nn.Module, ABC):
     def trim(self, keep: Sequence[int]) -> None:
         """Keep only these experts, in this order."""
 
+    def fit(self, fitting: "Fitting") -> None:
+        """Take what it routes by from what is there, without training; nothing to take for most routers.
+
+        Args:
+            fitting: The adapters at its place, examples and losses, each found when it is asked for.
+
+        Raises:
+            ValueError: It cannot route by what is there.
+        """
+
+    def make_room(self, stored: Mapping[str, Tensor]) -> None:
+        """Get ready to take in tensors that were saved, where what it was fitted to tells their shapes.
+
+        Args:
+            stored: By name.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouterSpec(ABC):
@@ -129,7 +150,7 @@ class RouterSpec(ABC):
         per: How many routers there are: one a model, tower, layer or site.
 
     Raises:
-        ValueError: The class does not support the scope, or the place is unknown.
+        ValueError: The class does not support the scope or the place.
     """
 
     scope: Scope = "sequence"
@@ -178,6 +199,14 @@ class RouterSpec(ABC):
             experts: Names of the experts, which are those of the tasks unless the router knows better.
         """
         return tuple(experts)
+
+    @property
+    def fits_from(self) -> frozenset[FitsFrom]:
+        """What its routers are fitted from, without training, by `moadapt.fit_router`; nothing where they are trained.
+
+        These are the adapters at a place, examples with their tasks, or the loss of examples under given weights.
+        """
+        return frozenset()
 
     @property
     def passes(self) -> int:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from moadapt.adapters.family import Bank
 from moadapt.adapters.initial import filled_later
+from moadapt.context import routers_of
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
@@ -248,6 +249,8 @@ def load_tensors(mixture: Mixture, found: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: Names or shapes differ, and the first ones are listed; or adapters differ in what they share.
     """
+    for place, fitted in zip(mixture.places, routers_of(mixture.routers), strict=True):
+        fitted.make_room(_below(f"routers/{place.name}/", found))
     expected = tensors(mixture)
     wrong = sorted(expected.keys() ^ found.keys())
     wrong += sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape)

@@ -1,6 +1,6 @@
 """What the adapters of a site amount to: a change of weights to merge, or factors to compare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -60,3 +60,19 @@ class Factors:
     down: Tensor
     up: Tensor
     frozen: frozenset[str] = frozenset()
+
+    @classmethod
+    def join(cls, parts: "Sequence[Factors]") -> "Factors":
+        """Put the factors of several banks of a site together.
+
+        Args:
+            parts: At least one.
+        """
+        owners = tuple(name for part in parts for name in part.owners)
+        down, up = torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts])
+        return cls(owners, down, up, frozenset().union(*(part.frozen for part in parts)))
+
+    def of(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return `down (r, D)` and `up (r, F)` of one adapter; r is 0 where it is absent."""
+        rows = [index for index, owner in enumerate(self.owners) if owner == name]
+        return self.down[rows], self.up[rows]

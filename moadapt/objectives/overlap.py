@@ -156,6 +156,4 @@ def _factors(mixture: "Mixture") -> Iterator[tuple[Site, Factors]]:
         if factors is not None and factors.owners:
             found.setdefault(site, []).append(factors)
     for site, parts in found.items():
-        owners = tuple(name for part in parts for name in part.owners)
-        down, up = torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts])
-        yield site, Factors(owners, down, up, frozenset().union(*(part.frozen for part in parts)))
+        yield site, Factors.join(parts)

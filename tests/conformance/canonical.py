@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
-from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingContext, attach
+from moadapt import Mixture, Placement, Router, RouterSpec, Routing, RoutingContext, attach, fit_router
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES, ROUTERS
 from moadapt.router import Scope
@@ -180,7 +181,18 @@ def make(
     )
     if not fresh:
         randomize(mixture)
+    if router is not None and router.fits_from:
+        if "loss" in router.fits_from:
+            pytest.importorskip("nevergrad")
+        fit_router(mixture, {**inputs_for(mixture.base, llava_batch(seed=5)), "task": TASKS})
     return mixture.eval()
+
+
+def inputs_for(base: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a base takes of a batch: pictures in its number type, or none."""
+    pixels = batch["pixel_values"].to(base.dtype)
+    text = {name: tensor for name, tensor in batch.items() if name != "pixel_values"}
+    return text if isinstance(base, LlamaForCausalLM) else {**text, "pixel_values": pixels}
 
 
 def exact(inputs: dict[str, Any]) -> dict[str, Any]:
