@@ -5,6 +5,7 @@ from moadapt_routers.by_task import ByTask
 from moadapt_routers.constant import Constant
 from moadapt_routers.fusion import Fusion
 from moadapt_routers.hard_to_soft import HardToSoft
+from moadapt_routers.lorahub import LoRAHub
 from moadapt_routers.meteora import MeteoRA
 from moadapt_routers.poly import Poly
 from moadapt_routers.prompt_mlp import PromptMLP
@@ -27,6 +28,7 @@ __all__ = [
     "Constant",
     "Fusion",
     "HardToSoft",
+    "LoRAHub",
     "MeteoRA",
     "Poly",
     "PromptMLP",
