@@ -11,6 +11,7 @@ from moadapt.placement import Placement
 from moadapt.router import Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
 from moadapt.sites import anatomy
+from moadapt.subtracting import subtract_general
 
 __all__ = [
     "Mixture",
@@ -28,5 +29,6 @@ __all__ = [
     "initialise",
     "load",
     "reroute",
+    "subtract_general",
 ]
 __version__ = "0.1.0"
