@@ -10,6 +10,7 @@ from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
 from moadapt.router import Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
+from moadapt.routing_regret import routing_regret
 from moadapt.sites import anatomy
 from moadapt.subtracting import subtract_general
 
@@ -29,6 +30,7 @@ __all__ = [
     "initialise",
     "load",
     "reroute",
+    "routing_regret",
     "subtract_general",
 ]
 __version__ = "0.1.0"

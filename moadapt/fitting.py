@@ -19,7 +19,7 @@ from moadapt.context import routers_of
 from moadapt.merging.calibration import Batch, as_batches
 from moadapt.mixture import Mixture
 from moadapt.places import Place
-from moadapt.router import UNKNOWN_TASK, Router, RoutingContext
+from moadapt.router import Router, RoutingContext
 from moadapt.routing import Routing
 
 
@@ -191,22 +191,12 @@ def _examples(mixture: Mixture, index: int, batches: Sequence[Batch]) -> Example
         with mixture.context.standing_in(stand_ins):
             mixture(**batch)
         if len(seen) > before:
-            experts.append(_experts(mixture, batch, len(seen[-1])))
+            experts.append(mixture.expert_ids(batch.get("task"), len(seen[-1])))
     if not seen:
         raise ValueError(
             f"no example reached the router at {place.name}; give batches that run it, with images for a vision tower"
         )
     return Examples(torch.cat(seen), torch.cat(experts))
-
-
-def _experts(mixture: Mixture, batch: Batch, rows: int) -> Tensor:
-    """Return the index of the expert that bears the name of each row's task, (N,)."""
-    tasks = mixture.task_ids(batch.get("task"))
-    if tasks is None:
-        return torch.full((rows,), UNKNOWN_TASK, device=mixture.base.device)
-    known = [mixture.experts.index(name) if name in mixture.experts else -1 for name in mixture.tasks]
-    owners = torch.tensor([*known, -1], device=tasks.device)  # so that a task that is none of them, -1, has none
-    return owners[tasks.expand(rows) if len(tasks) == 1 else tasks]
 
 
 def _loss(mixture: Mixture, batches: Sequence[Batch], weights: Tensor) -> float:

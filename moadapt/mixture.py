@@ -180,6 +180,24 @@ class Mixture(nn.Module):
             indices = _indices("task", names, self.tasks)
         return torch.tensor(indices, dtype=torch.long, device=self.base.device)
 
+    def expert_ids(self, task: TaskNames, rows: int) -> Tensor:
+        """Return the index of the expert that bears the name of each row's task, -1 where none does, (B,).
+
+        Args:
+            task: As in `forward`.
+            rows: B.
+
+        Raises:
+            ValueError: A task is unknown, or there are tasks for another number of rows.
+        """
+        ids = self.task_ids(task)
+        if ids is None:
+            return torch.full((rows,), -1, device=self.base.device)
+        if len(ids) not in (1, rows):
+            raise ValueError(f"got {len(ids)} tasks for {rows} rows; give one name, or one a row")
+        owners = [self.experts.index(name) if name in self.experts else -1 for name in self.tasks]
+        return torch.tensor([*owners, -1], device=ids.device)[ids.expand(rows)]  # an unknown task, -1, has none
+
     @contextmanager
     def override(self, weights: Mapping[str, float]) -> Iterator[None]:
         """Give every input these weights instead of the routers' within the `with` block.

@@ -159,6 +159,21 @@ def read(folder: Path, base: PreTrainedModel) -> Stored:
         return Stored(_spec_of(stored), found, tuple(stored.get("frozen", ())))
 
 
+def base_name(folder: Path) -> str:
+    """Return the name that the base of a saved mixture had.
+
+    Args:
+        folder: What `save` wrote.
+
+    Raises:
+        ValueError: The folder is no mixture, or its base had no name.
+    """
+    name = _read_spec(folder)["base"].get("name")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{folder / _SPEC} does not name its base; say which it is")
+    return name
+
+
 def load(folder: Path, base: PreTrainedModel) -> Mixture:
     """Read a mixture onto its base.
 

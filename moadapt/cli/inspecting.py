@@ -6,18 +6,17 @@ from dataclasses import fields, replace
 from itertools import groupby, pairwise
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moadapt.adapters.family import FamilySpec
 from moadapt.bases import outline
+from moadapt.cli.spelled import part_of, spelled
 from moadapt.inspection import Inspection, SiteGroup, TowerReport, inspection
 from moadapt.placement import Placement
 from moadapt.presets import preset as find_preset
 from moadapt.registry import FAMILIES
-from moadapt.specs import fields_of, from_json, placement_of
+from moadapt.specs import fields_of, placement_of
 
 _ANYWHERE = fields_of(Placement())
 _UNITS = ("B", "KB", "MB", "GB")
@@ -47,18 +46,18 @@ def inspect(
     """
     if preset is not None and family is not None:
         raise ValueError(f"--preset {preset} and --family {family} both name the adapter's family; give one of them")
-    fields_given = {} if family is None or isinstance(parsed := _parsed(family), str) else parsed
+    fields_given = {} if family is None or isinstance(parsed := spelled(family), str) else parsed
     for option, value in (("rank", rank), ("placement", placement)):
         if value is not None and option in fields_given:
             raise ValueError(f"--{option} {value} and --family {family} both give {option}; give one of them")
-    spec = _family("lora" if family is None else family) if preset is None else find_preset(preset, rank)
+    spec: Any = part_of("lora" if family is None else family, FAMILIES) if preset is None else find_preset(preset, rank)
     if rank is not None and preset is None:
         if "rank" not in {field.name for field in fields(spec)}:
             known = ", ".join(field.name for field in fields(spec))
             raise ValueError(f"{type(spec).__name__} has no rank; give --family '{{name: {family}, ...}}' with {known}")
-        spec = replace(spec, rank=rank)  # type: ignore[call-arg]
+        spec = replace(spec, rank=rank)
     if placement is not None:
-        spec = replace(spec, placement=placement_of(_parsed(placement)))
+        spec = replace(spec, placement=placement_of(spelled(placement)))
     found = inspection(outline(base), spec)
     if json:
         print(json_format.dumps(found.as_json(), indent=2))
@@ -66,24 +65,6 @@ def inspect(
     console = Console()
     for part in (_title(base, found), _towers(found), _sites(found.groups), _costs(found), *_unread(found)):
         console.print(part)
-
-
-def _family(given: str) -> FamilySpec:
-    parsed = _parsed(given)
-    spec: FamilySpec = from_json({"name": parsed} if isinstance(parsed, str) else parsed, FAMILIES)
-    return spec
-
-
-def _parsed(given: str) -> Any:
-    """Read an option that is a bare name or a mapping."""
-    refusal = f"{given!r} is neither a name nor a mapping such as '{{name: lora, rank: 8}}'"
-    try:
-        found = yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise ValueError(refusal) from error
-    if not found or not isinstance(found, str | dict):
-        raise ValueError(refusal)
-    return found
 
 
 def _title(name: str, found: Inspection) -> str:

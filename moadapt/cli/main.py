@@ -23,6 +23,7 @@ COMMANDS = {
         "list routers, families, initials, ranks, tasks, merges, objectives, bases, data sets",
     ),
     "report": ("moadapt.cli.reporting", "report", "write a page about a finished run: what its routers learned"),
+    "route": ("moadapt.cli.routing", "route", "put trained adapters behind a router, fit it, and tell how it routes"),
     "pretrain": ("moadapt.cli.pretrain", "pretrain", "make a shipped base again"),
 }
 # These are Lightning's and take `-c file.yaml`.

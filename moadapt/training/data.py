@@ -125,6 +125,14 @@ class MixedTasks(lightning.LightningDataModule):
         """
         return self._train_loader().first(count)
 
+    def answered(self, split: str) -> EvaluationLoader:
+        """Give every row of a split once, with its answer.
+
+        Args:
+            split: `train`, `validation` or `test`.
+        """
+        return self._evaluation(split, answers=True)
+
     def val_dataloader(self) -> EvaluationLoader:
         """Give every row of the validation split once."""
         return self._evaluation("validation")
@@ -162,8 +170,8 @@ class MixedTasks(lightning.LightningDataModule):
         collator = Collator(self.processor, seed=self.seed, answers=True)
         return TrainLoader(rows, order, collator, self.num_workers, *self._process())
 
-    def _evaluation(self, split: str) -> EvaluationLoader:
-        collator = Collator(self.processor, seed=self.seed, answers=False)
+    def _evaluation(self, split: str, *, answers: bool = False) -> EvaluationLoader:
+        collator = Collator(self.processor, seed=self.seed, answers=answers)
         return EvaluationLoader(self._rows[split], collator, self.eval_batch_size, self.num_workers, *self._process())
 
     def _process(self) -> tuple[int, int]:
