@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from moadapt.fitting import FittedRouter, Fitting
 from moadapt.registry import ROUTERS
-from moadapt.router import FitsFrom, RoutingContext, Scope
+from moadapt.router import FitsFrom, Per, Reads, RoutingContext, Scope
 from moadapt.routing import Routing
 from moadapt_routers.retrieval import RetrievalSpec
 
@@ -23,11 +23,20 @@ from moadapt_routers.retrieval import RetrievalSpec
 @ROUTERS.register("prototypes")
 @dataclass(frozen=True, kw_only=True)
 class Prototypes(RetrievalSpec):
-    """The k experts whose examples an input resembles most; fitted to a few rows of each task, not trained."""
+    """The k experts whose examples an input resembles most; fitted to a few rows of each task, not trained.
 
+    Over the model it reads the prompt, its text and its image apart; elsewhere what enters its place.
+    """
+
+    per: Per = "model"
     temperature: float = 0.05
 
     scopes: ClassVar[tuple[Scope, ...]] = ("sequence",)
+
+    @property
+    def reads(self) -> Reads:  # type: ignore[override]
+        """The prompt over the model, whose text would drown in its image were they averaged."""
+        return "prompt" if self.per == "model" else "place"
 
     @property
     def fits_from(self) -> frozenset[FitsFrom]:

@@ -66,7 +66,7 @@ def test_rows_of_no_expert_are_left_out() -> None:
 
 
 def test_every_place_retrieves_the_rows_it_was_fitted_to() -> None:
-    mixture = attach(tiny_llava(), experts={name: LoRA() for name in NAMES}, router=Prototypes(k=1))
+    mixture = attach(tiny_llava(), experts={name: LoRA() for name in NAMES}, router=Prototypes(k=1, per="layer"))
     randomize(mixture)
     batch = llava_batch()
     halves = [{**rows_of(batch, 0), "task": "a"}, {**rows_of(batch, 1, 2), "task": ["b", "c"]}]
@@ -80,7 +80,7 @@ def test_every_place_retrieves_the_rows_it_was_fitted_to() -> None:
 
 def test_a_place_is_fitted_on_what_reaches_it_in_use() -> None:
     """The second block's prototypes are the features that it sees when the first one routes as fitted."""
-    mixture = attach(tiny_llava(), experts={name: LoRA() for name in NAMES}, router=Prototypes(k=2))
+    mixture = attach(tiny_llava(), experts={name: LoRA() for name in NAMES}, router=Prototypes(k=2, per="layer"))
     randomize(mixture)
     mixture.train()
     fit_router(mixture, {**llava_batch(), "task": list(NAMES)})
