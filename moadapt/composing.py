@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.initial import filled_later
 from moadapt.attaching import refuse_attached
+from moadapt.context import routers_of
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.names import SHARED
@@ -77,7 +78,8 @@ def reroute(mixture: Mixture, router: RouterSpec) -> Mixture:
 
     Args:
         mixture: Whose adapters; it is detached from its base once nothing can go wrong.
-        router: Gives the experts their weights from now on.
+        router: Gives the experts their weights from now on. It starts afresh; one that wraps the router before, such as
+            `abstain`, goes on with it.
 
     Returns:
         A new mixture on the same base; adapters have the same bits, and those that were frozen still are.
@@ -95,6 +97,9 @@ def reroute(mixture: Mixture, router: RouterSpec) -> Mixture:
     stored, frozen, training = _adapters(tensors(mixture)), mixture.frozen, mixture.training
     checkpoints = mixture.checkpoints
     fresh = build_filled(mixture.detach(), spec, stored, frozen)
+    if router.inner == mixture.spec.router:
+        for old, new in zip(routers_of(mixture.routers), routers_of(fresh.routers), strict=True):
+            new.adopt(old)
     if checkpoints:
         fresh.gradient_checkpointing_enable()
     return fresh.train(training)

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _PLAIN: dict[Any, str] = {
@@ -23,13 +24,22 @@ def check_fields(part: type[Any], given: Mapping[str, Any]) -> None:
     Raises:
         ValueError: A value has another type; field, value and what is accepted are told.
     """
-    try:
-        hints = get_type_hints(part)
-    except NameError:  # names that only a type checker imports
-        return
+    hints = hints_of(part)
     for name, value in given.items():
         if not _fits(value, hints.get(name, Any)):
             raise ValueError(f"{part.__name__} got {name}={value!r}; give {_told(hints[name])}")
+
+
+def hints_of(part: type[Any]) -> dict[str, Any]:
+    """Return the annotations of a dataclass's fields; none where they cannot be read.
+
+    Args:
+        part: A dataclass.
+    """
+    try:
+        return get_type_hints(part)
+    except NameError:  # names that only a type checker imports
+        return {}
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -42,6 +52,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return type(value) in ((int, float) if kind is float else (kind,))
     if origin is tuple or origin is list:
         return isinstance(value, list | tuple) and _all_fit(value, inside)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return isinstance(value, kind)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(k, inside[0]) and _fits(v, inside[1]) for k, v in value.items())
     return True

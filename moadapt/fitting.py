@@ -6,7 +6,7 @@ experts, R ranks.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -21,6 +21,7 @@ from moadapt.mixture import Mixture
 from moadapt.places import Place
 from moadapt.router import Router, RoutingContext
 from moadapt.routing import Routing
+from moadapt.tracing import Observation
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Examples:
     features: Tensor
     experts: Tensor
 
-    def __getitem__(self, rows: slice) -> "Examples":
+    def __getitem__(self, rows: slice | Tensor) -> "Examples":
         """Return some of the rows."""
         return Examples(self.features[rows], self.experts[rows])
 
@@ -50,12 +51,14 @@ class Fitting:
         find_examples: Returns what reaches the place.
         loss: Returns the mean loss of an answer's token in the examples, in nats, where every input gets these weights
             at every place, (E,).
+        route: Returns what a router decides at the place, batch by batch, the rows in the order of the examples.
     """
 
     experts: tuple[str, ...]
     find_factors: Callable[[], Factors] = field(repr=False)
     find_examples: Callable[[], Examples] = field(repr=False)
     loss: Callable[[Tensor], float] = field(repr=False)
+    route: Callable[[Router], list[Routing]] = field(repr=False)
 
     @cached_property
     def factors(self) -> Factors:
@@ -160,6 +163,7 @@ def _fitting(mixture: Mixture, index: int, batches: Sequence[Batch]) -> Fitting:
         lambda: _factors(mixture, place),
         lambda: _examples(mixture, index, batches),
         lambda weights: _loss(mixture, batches, weights),
+        lambda router: [each.routing for _, each in _observed(mixture, index, batches, router)],
     )
 
 
@@ -182,21 +186,29 @@ def _factors(mixture: Mixture, place: Place) -> Factors:
 
 
 def _examples(mixture: Mixture, index: int, batches: Sequence[Batch]) -> Examples:
+    features, experts = [], []
+    for batch, seen in _observed(mixture, index, batches, None):
+        features.append(seen.seen.pooled)
+        experts.append(mixture.expert_ids(batch.get("task"), len(features[-1])))
+    if not features:
+        place = mixture.places[index].name
+        raise ValueError(f"no example reached the router at {place}; give batches that run it, with images for a tower")
+    return Examples(torch.cat(features), torch.cat(experts))
+
+
+def _observed(
+    mixture: Mixture, index: int, batches: Sequence[Batch], router: Router | None
+) -> Iterator[tuple[Batch, Observation]]:
+    """Give what a place decided in each batch that reached it, or what it saw, where there is no router to decide."""
     place, routers = mixture.places[index], routers_of(mixture.routers)
     later = zip(mixture.places[index:], routers[index:], strict=True)
-    stand_ins = {other.name: _StandIn(router, len(mixture.experts)) for other, router in later}
-    seen, experts = stand_ins[place.name].seen, []
+    deciding: dict[str, Router] = {other.name: _StandIn(own, len(mixture.experts)) for other, own in later}
+    if router is not None:
+        deciding[place.name] = router
     for batch in batches:
-        before = len(seen)
-        with mixture.context.standing_in(stand_ins):
+        with mixture.context.standing_in(deciding), mixture.observe() as found:
             mixture(**batch)
-        if len(seen) > before:
-            experts.append(mixture.expert_ids(batch.get("task"), len(seen[-1])))
-    if not seen:
-        raise ValueError(
-            f"no example reached the router at {place.name}; give batches that run it, with images for a vision tower"
-        )
-    return Examples(torch.cat(seen), torch.cat(experts))
+        yield from ((batch, each) for each in found if each.place == place.name)
 
 
 def _loss(mixture: Mixture, batches: Sequence[Batch], weights: Tensor) -> float:
@@ -211,7 +223,7 @@ def _loss(mixture: Mixture, batches: Sequence[Batch], weights: Tensor) -> float:
 
 
 class _StandIn(Router):
-    """Gives no expert any weight and keeps what it saw.
+    """Gives no expert any weight.
 
     Args:
         router: In whose place.
@@ -224,11 +236,8 @@ class _StandIn(Router):
         super().__init__()
         self.needs = router.needs  # type: ignore[misc]
         self.num_experts = num_experts
-        self.seen: list[Tensor] = []
 
     def forward(self, context: RoutingContext) -> Routing:
-        if context.hidden is not None:
-            self.seen.append(context.pooled)
         return Routing.constant(torch.zeros(self.num_experts))
 
     def grow(self, count: int) -> None:

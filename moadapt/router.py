@@ -133,6 +133,13 @@ class Router(nn.Module, ABC):
             ValueError: It cannot route by what is there.
         """
 
+    def adopt(self, other: "Router") -> None:
+        """Take over the state of the router that was at its place before, where it wraps one of that kind.
+
+        Args:
+            other: The router before; one of the wrapped kind.
+        """
+
     def make_room(self, stored: Mapping[str, Tensor]) -> None:
         """Get ready to take in tensors that were saved, where what it was fitted to tells their shapes.
 
@@ -199,6 +206,11 @@ class RouterSpec(ABC):
             experts: Names of the experts, which are those of the tasks unless the router knows better.
         """
         return tuple(experts)
+
+    @property
+    def inner(self) -> "RouterSpec | None":
+        """The router that it wraps; None where there is none."""
+        return None
 
     @property
     def fits_from(self) -> frozenset[FitsFrom]:

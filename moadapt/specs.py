@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
-from moadapt.field_types import check_fields
+from moadapt.field_types import check_fields, hints_of
 from moadapt.placement import Placement
-from moadapt.registry import Registry
+from moadapt.registry import ROUTERS, Registry
+from moadapt.router import RouterSpec
 
 
 def to_json(spec: Any, registry: Registry) -> dict[str, Any]:
@@ -56,12 +57,15 @@ def bind(part: type[Any], given: Mapping[str, Any]) -> Any:
             missing
         )
         raise ValueError(f"{part.__name__} got wrong fields ({'; '.join(problems)}); it accepts {', '.join(known)}")
-    values = {name: _value(name, value) for name, value in given.items()}
+    kinds = hints_of(part)
+    values = {name: _value(name, value, kinds.get(name)) for name, value in given.items()}
     check_fields(part, values)
     return part(**values)
 
 
-def _value(name: str, value: Any) -> Any:
+def _value(name: str, value: Any, kind: Any) -> Any:
+    if RouterSpec in (kind, *get_args(kind)) and isinstance(value, str | Mapping):
+        return from_json({"name": value} if isinstance(value, str) else value, ROUTERS)
     if name == "placement" and isinstance(value, str | Mapping):
         return placement_of(value)
     return tuple(value) if isinstance(value, list) else value
@@ -86,6 +90,8 @@ def fields_of(spec: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, RouterSpec):
+        return to_json(value, ROUTERS)
     if is_dataclass(value):
         return fields_of(value)
     if isinstance(value, Mapping):

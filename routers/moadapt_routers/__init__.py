@@ -1,5 +1,6 @@
 """Routers of moadapt: one a file."""
 
+from moadapt_routers.abstain import Abstain
 from moadapt_routers.arrow import Arrow
 from moadapt_routers.by_task import ByTask
 from moadapt_routers.constant import Constant
@@ -23,6 +24,7 @@ from moadapt_routers.top_p import TopP
 from moadapt_routers.typed import Typed
 
 __all__ = [
+    "Abstain",
     "Arrow",
     "ByTask",
     "Constant",

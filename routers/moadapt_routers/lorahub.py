@@ -45,6 +45,7 @@ class LoRAHub(RouterSpec):
     scopes: ClassVar[tuple[Scope, ...]] = ("sequence",)
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "nothing"
     alike: ClassVar[bool] = True
+    sums_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""

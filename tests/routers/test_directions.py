@@ -36,7 +36,7 @@ def fitted(spec: DirectionRouterSpec, given: dict[str, tuple[Tensor, Tensor]]) -
         raise AssertionError("it looks at adapters alone")
 
     router = spec.build(IN, len(NAMES))
-    router.fit(Fitting(NAMES, factors, never, lambda weights: never()))
+    router.fit(Fitting(NAMES, factors, never, lambda weights: never(), lambda router: never()))
     return router
 
 
@@ -201,7 +201,7 @@ def test_what_arrow_cannot_route_is_refused() -> None:
     mixture = attach(tiny_llava(), experts={"ask": LoRA(), "tell": Bias()}, router=Arrow())
     with pytest.raises(ValueError, match=r"tell of family Bias have no low-rank form .* such as prototypes"):
         fit_router(mixture)
-    with pytest.raises(ValueError, match="Arrow got per='layer'; choose one of site"):
+    with pytest.raises(ValueError, match=r"Arrow decides at each site, .* and not once a layer; leave per out"):
         Arrow(per="layer")
     with pytest.raises(ValueError, match="Arrow routes by token, not by 'sequence'"):
         Arrow(scope="sequence")

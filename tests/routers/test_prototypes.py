@@ -30,7 +30,7 @@ def fitted(examples: Examples, spec: Prototypes | None = None) -> PrototypeRoute
     def never() -> Factors:
         raise AssertionError("it looks at examples alone")
 
-    router.fit(Fitting(NAMES, never, lambda: examples, lambda weights: 0.0))
+    router.fit(Fitting(NAMES, never, lambda: examples, lambda weights: 0.0, lambda router: []))
     return router
 
 
