@@ -7,6 +7,7 @@ theta by 1 in all; by less they fade to 0 and do not jump there, which rounding 
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class Threshold(LogitRouterSpec):
     """
 
     threshold: float = -1.0
+
+    sums_to_one: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the number."""
