@@ -154,6 +154,7 @@ def fit_router(mixture: Mixture, batches: Batch | Iterable[Batch] = ()) -> None:
     with mixture.evaluating(), torch.no_grad():
         for index, router in enumerate(routers_of(mixture.routers)):
             router.fit(_fitting(mixture, index, given))
+            router.to(mixture.base.device)
 
 
 def _fitting(mixture: Mixture, index: int, batches: Sequence[Batch]) -> Fitting:
@@ -201,8 +202,9 @@ def _observed(
 ) -> Iterator[tuple[Batch, Observation]]:
     """Give what a place decided in each batch that reached it, or what it saw, where there is no router to decide."""
     place, routers = mixture.places[index], routers_of(mixture.routers)
+    nothing = Routing.constant(torch.zeros(len(mixture.experts), device=mixture.base.device))
     later = zip(mixture.places[index:], routers[index:], strict=True)
-    deciding: dict[str, Router] = {other.name: _StandIn(own, len(mixture.experts)) for other, own in later}
+    deciding: dict[str, Router] = {other.name: _StandIn(own, nothing) for other, own in later}
     if router is not None:
         deciding[place.name] = router
     for batch in batches:
@@ -223,22 +225,22 @@ def _loss(mixture: Mixture, batches: Sequence[Batch], weights: Tensor) -> float:
 
 
 class _StandIn(Router):
-    """Gives no expert any weight.
+    """Gives one routing whatever comes.
 
     Args:
         router: In whose place.
-        num_experts: E.
+        routing: What it gives.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, router: Router, num_experts: int) -> None:
+    def __init__(self, router: Router, routing: Routing) -> None:
         super().__init__()
         self.needs = router.needs  # type: ignore[misc]
-        self.num_experts = num_experts
+        self.routing = routing
 
     def forward(self, context: RoutingContext) -> Routing:
-        return Routing.constant(torch.zeros(self.num_experts))
+        return self.routing
 
     def grow(self, count: int) -> None:
         raise AssertionError("it stands in for one fitting")
