@@ -14,6 +14,7 @@ from moadapt.adapters.delta import Delta
 from moadapt.adapters.delta import Factors as Factors
 from moadapt.adapters.delta import NotMergeable as NotMergeable
 from moadapt.call import Call
+from moadapt.names import SHARED
 from moadapt.placement import Placement
 from moadapt.routing import Routing
 from moadapt.sites import Anatomy, Site
@@ -194,9 +195,9 @@ class Bank(nn.Module, ABC):
         """Names of the adapters here."""
 
     @property
-    @abstractmethod
     def has_experts(self) -> bool:
-        """Whether the router weighs any adapter here, which every forward pass asks."""
+        """Whether the router weighs any adapter here; every forward pass asks, so families know it at once."""
+        return any(name != SHARED for name in self.names)
 
     @property
     @abstractmethod
