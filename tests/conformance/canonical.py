@@ -142,11 +142,16 @@ def label(router: RouterSpec) -> str:
 
 
 def router_cases(*, scope: Scope | None = None, depends_on: str | None = None) -> list[Any]:
-    """Parameters (router, placement), illegal pairs left out."""
+    """Parameters (router, placement), illegal pairs left out.
+
+    Each router in each scope is tested at each place with sites in all towers; with sites in the language tower alone
+    only where it then reads something else, or could not serve the others. The rest of those is slow.
+    """
     return [
-        pytest.param(router, placement, id=f"{label(router)}-{where}")
+        pytest.param(router, placement, id=f"{label(router)}-{where}", marks=[pytest.mark.slow] if slow else [])
         for router in router_specs(scope=scope, depends_on=depends_on)
         for where, placement in PLACEMENTS.items()
+        for slow in [placement is LANGUAGE and is_legal(router, EVERYWHERE) and router.per != "model"]
         if is_legal(router, placement)
     ]
 
