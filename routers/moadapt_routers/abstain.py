@@ -29,7 +29,7 @@ class Abstain(RouterSpec):
     """Another router, except for rows that are unlike the examples it was calibrated on; those get no expert.
 
     Args:
-        of: The other router, by sequence; its `per` counts. None is a softmax.
+        router: The other router, by sequence; its `per` counts. None is a softmax.
         score: What tells rows apart: the `energy` of its logits, its largest `logit`, or the `distance` to examples.
         false_alarms: Share of rows like the examples that may be refused, above 0 and below 1.
 
@@ -38,7 +38,7 @@ class Abstain(RouterSpec):
             range.
     """
 
-    of: RouterSpec | None = None
+    router: RouterSpec | None = None
     score: Literal["energy", "logit", "distance"] = "energy"
     false_alarms: float = 0.05
 
@@ -47,11 +47,13 @@ class Abstain(RouterSpec):
 
     def __post_init__(self) -> None:
         """Check the ranges, and take the place of the other router."""
-        object.__setattr__(self, "of", self.inner)
+        object.__setattr__(self, "router", self.inner)
         object.__setattr__(self, "per", self.inner.per)
         super().__post_init__()
         if self.inner.depends_on != "input" or self.inner.scope != "sequence":
-            raise ValueError(f"Abstain got of={self.inner}; give a router that reads its input and routes by sequence")
+            raise ValueError(
+                f"Abstain got router={self.inner}; give a router that reads its input and routes by sequence"
+            )
         if self.score not in ("energy", "logit", "distance") or not 0 < self.false_alarms < 1:
             raise ValueError(
                 f"Abstain got score={self.score!r}, false_alarms={self.false_alarms}; score is energy, logit or "
@@ -61,7 +63,7 @@ class Abstain(RouterSpec):
     @property
     def inner(self) -> RouterSpec:
         """The other router."""
-        return Softmax(per=self.per) if self.of is None else self.of
+        return Softmax(per=self.per) if self.router is None else self.router
 
     @property
     def fits_from(self) -> frozenset[FitsFrom]:

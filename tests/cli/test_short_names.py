@@ -74,11 +74,11 @@ def test_arguments_are_resolved_at_the_same_keys(given: list[str], expected: lis
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"router": "topk"}, r"no router is called 'topk'; did you mean top_k\?"),
+        ({"router": "topk"}, r"no router is called 'topk'; did you mean top_k, top_p\?"),
         ({"experts": {"a": {"class_path": "loras"}}}, r"no adapter family is called 'loras'; did you mean lora\?"),
         (
             {"router": {"class_path": "top_k", "init_args": {"kk": 2}}},
-            r"router \(top_k\) has no setting 'kk'; did you mean k\? It accepts scope, per, k",
+            r"router \(top_k\) has no setting 'kk'; did you mean k\? It accepts scope, per, .*, k",
         ),
         ({"placement": "tops"}, "no placement is called 'tops'; there are all, top"),
         ({"router": {"class_path": "top_k", "k": 2}}, "router has k beside class_path; put settings under init_args"),

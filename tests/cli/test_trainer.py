@@ -153,7 +153,7 @@ def test_a_wrong_key_is_answered_with_the_accepted_ones(
 
 def test_a_wrong_name_is_answered_with_the_near_ones(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:
     assert moadapt("fit", "--model.router", "topk") == 2
-    assert "no router is called 'topk'; did you mean top_k?" in capsys.readouterr().err
+    assert "no router is called 'topk'; did you mean top_k, top_p?" in capsys.readouterr().err
 
 
 def test_one_seed_is_that_of_data_and_model(moadapt: Moadapt, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from tests.models import llava_batch, randomize, tiny_llava
 
 WIDTH, NAMES = 16, ("a", "b", "c")
 SPECS = [
-    Abstain(of=Prototypes(k=1, per="layer"), score="logit", false_alarms=0.1),
-    Abstain(of=Prototypes(k=1, per="layer"), score="energy", false_alarms=0.1),
-    Abstain(of=Softmax(), score="distance", false_alarms=0.1),
+    Abstain(router=Prototypes(k=1, per="layer"), score="logit", false_alarms=0.1),
+    Abstain(router=Prototypes(k=1, per="layer"), score="energy", false_alarms=0.1),
+    Abstain(router=Softmax(), score="distance", false_alarms=0.1),
 ]
 
 
@@ -111,7 +111,7 @@ def test_a_refused_row_gets_the_shared_adapter_alone(tmp_path: Path) -> None:
     mixture = attach(tiny_llava(), shared=LoRA(), experts=experts, router=Softmax(per="model"))
     randomize(mixture)
     before = [parameter.clone() for parameter in mixture.routers.parameters()]
-    mixture = reroute(mixture, Abstain(of=Softmax(per="model"), score="distance")).eval()
+    mixture = reroute(mixture, Abstain(router=Softmax(per="model"), score="distance")).eval()
     assert all(torch.equal(*pair) for pair in zip(before, mixture.routers.parameters(), strict=True))
     batch = llava_batch()
     with pytest.raises(ValueError, match="AbstainRouter was not fitted"):
@@ -131,25 +131,28 @@ def test_a_refused_row_gets_the_shared_adapter_alone(tmp_path: Path) -> None:
 
 
 def test_the_other_router_is_read_from_a_file() -> None:
-    spec = Abstain(of=TopK(k=1, per="tower"), score="logit")
+    spec = Abstain(router=TopK(k=1, per="tower"), score="logit")
     stored = to_json(spec, ROUTERS)
-    assert stored["of"] == to_json(TopK(k=1, per="tower"), ROUTERS)
+    assert stored["router"] == to_json(TopK(k=1, per="tower"), ROUTERS)
     assert from_json(stored, ROUTERS) == spec
-    assert from_json({"name": "abstain", "of": "prototypes"}, ROUTERS) == Abstain(of=Prototypes())
-    assert Abstain(per="site") == Abstain(of=Softmax(per="site"))
-    assert Abstain(of=Prototypes()).reads == "prompt"
+    assert from_json({"name": "abstain", "router": "prototypes"}, ROUTERS) == Abstain(router=Prototypes())
+    assert Abstain(per="site") == Abstain(router=Softmax(per="site"))
+    assert Abstain(router=Prototypes()).reads == "prompt"
     with pytest.raises(ValueError, match="no router is called 'prototype'"):
-        from_json({"name": "abstain", "of": "prototype"}, ROUTERS)
-    with pytest.raises(ValueError, match="Abstain got of=3; give RouterSpec or null"):
-        from_json({"name": "abstain", "of": 3}, ROUTERS)
+        from_json({"name": "abstain", "router": "prototype"}, ROUTERS)
+    with pytest.raises(ValueError, match="Abstain got router=3; give RouterSpec or null"):
+        from_json({"name": "abstain", "router": 3}, ROUTERS)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"of": ByTask()}, r"Abstain got of=ByTask\(.*; give a router that reads its input and routes by sequence"),
-        ({"of": Arrow()}, r"Abstain got of=Arrow\("),
-        ({"of": Softmax(scope="token")}, "routes by sequence"),
+        (
+            {"router": ByTask()},
+            r"Abstain got router=ByTask\(.*; give a router that reads its input and routes by sequence",
+        ),
+        ({"router": Arrow()}, r"Abstain got router=Arrow\("),
+        ({"router": Softmax(scope="token")}, "routes by sequence"),
         ({"score": "odd"}, "score='odd', false_alarms=0.05; score is energy, logit or distance"),
         ({"false_alarms": 1.0}, "false_alarms above 0 and below 1"),
     ],
