@@ -149,7 +149,7 @@ def test_the_other_router_is_read_from_a_file() -> None:
     [
         (
             {"router": ByTask()},
-            r"Abstain got router=ByTask\(.*; give a router that reads its input and routes by sequence",
+            r"Abstain got router=ByTask\(.*; give a router that reads its input",
         ),
         ({"router": Arrow()}, r"Abstain got router=Arrow\("),
         ({"router": Softmax(scope="token")}, "routes by sequence"),
