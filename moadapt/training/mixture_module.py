@@ -183,10 +183,14 @@ class MixtureModule(TaskModule):
             self._driver.load_state(self._stored_ranks)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Tell routers how far the training is, for what they change while it runs; one without end never gets on."""
-        share = min(1.0, self.trainer.global_step / self.trainer.estimated_stepping_batches)
+        """Tell routers how far the training is, for what they change while it runs; one without end never gets on.
+
+        They get the noise of the step, too, the same for all batches whose gradients are accumulated.
+        """
+        step = self.trainer.global_step
+        share = min(1.0, step / self.trainer.estimated_stepping_batches)
         self.mixture.context.progress = torch.tensor(share, device=self.device)
-        self.mixture.context.noise = shared_noise(self.seed, batch.step)
+        self.mixture.context.noise = shared_noise(self.seed, step)
 
     def on_fit_end(self) -> None:
         """Leave routers as they are in use."""

@@ -1,4 +1,4 @@
-"""Random numbers of a step: a function of (seed, step, process), so that a resumed run needs no stored state."""
+"""Random numbers of a step, from a key of seed, step and process, so that a resumed run needs no stored state."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +24,13 @@ def keyed_noise(device: torch.device, *key: int) -> Iterator[None]:
 def shared_noise(*key: int) -> torch.Generator:
     """Return a source of random numbers on the CPU that is the same on every process.
 
+    It is none of those that `keyed_noise` makes, to which a key with zeros behind it is the same key.
+
     Args:
         key: Whole numbers from 0, such as seed and step.
     """
-    return torch.Generator().manual_seed(_seed(key))
+    return torch.Generator().manual_seed(_seed(key, spawn_key=(0,)))
 
 
-def _seed(key: Sequence[int]) -> int:
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+def _seed(key: Sequence[int], spawn_key: Sequence[int] = ()) -> int:
+    return int(np.random.SeedSequence(key, spawn_key=spawn_key).generate_state(1, np.uint64)[0])

@@ -12,6 +12,7 @@ from moadapt.adapters import LoRA
 from moadapt.objectives import TaskCrossEntropy
 from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization
+from moadapt.training.noise import keyed_noise, shared_noise
 from moadapt_routers import ByTask, HardToSoft, Poly, ReMix, Softmax
 from tests.training import toy
 from tests.training.runs import trainer
@@ -82,6 +83,26 @@ def test_routers_are_told_how_far_training_is(tmp_path: Path, base: str) -> None
     hard = [bool(((weights == 0) | (weights == 1)).all()) for weights in watch.weights]
     assert hard == [True, True, False, False]
     assert module.mixture.context.progress is None
+
+
+def test_accumulated_batches_share_the_noise_of_their_step(tmp_path: Path, base: str) -> None:
+    seeds = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            seeds.append(pl_module.mixture.context.noise.initial_seed())
+
+    module = module_of(base, Poly())
+    fit(tmp_path, module, Watch(), steps=2, accumulate_grad_batches=2)
+    first, again, second = seeds  # an epoch of three batches ends with a step
+    assert first == again != second
+    assert module.mixture.context.noise is None
+
+
+def test_the_noise_that_processes_share_is_none_of_their_own() -> None:
+    with keyed_noise(torch.device("cpu"), 3, 7, 0):  # the first process's
+        own = torch.rand(4)
+    assert not torch.equal(torch.rand(4, generator=shared_noise(3, 7)), own)
 
 
 def test_sampled_choices_are_run_and_taught(tmp_path: Path, base: str) -> None:
