@@ -69,16 +69,14 @@ class ByTaskRouter(Router):
         Where rows of unknown tasks get an average, weights are dense, (B, 1, 1, E).
         """
         assert context.task_ids is not None, "the mixture gives what a router needs"
-        known = context.task_ids >= 0
+        known = (context.task_ids >= 0).view(-1, 1, 1, 1)
         routing = Routing.of_rows(context.task_ids.clamp(min=0), self.num_experts)
-        weights = routing.weights * known.view(-1, 1, 1, 1)
-        if self.unknown == "average":
-            every = torch.full((1, 1, 1, self.num_experts), 1 / self.num_experts, device=known.device)
-            dense = torch.where(known.view(-1, 1, 1, 1), routing.dense(), every)
-            return Routing(dense if context.available is None else dense * context.available, self.num_experts)
+        every = torch.ones(self.num_experts, device=known.device)
         if context.available is not None:
-            weights = weights * context.available[routing.indices]
-        return replace(routing, weights=weights)
+            every = every * context.available
+        if self.unknown == "average":
+            return Routing(torch.where(known, routing.dense() * every, every / every.sum()), self.num_experts)
+        return replace(routing, weights=routing.weights * known * every[routing.indices])
 
     def grow(self, count: int) -> None:
         """Know `count` more tasks."""

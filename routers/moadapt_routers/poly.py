@@ -8,10 +8,11 @@ all processes. Trained alone on frozen skills, Z is MHR-z; averaging the skills 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moadapt.registry import ROUTERS
 from moadapt.router import RoutingContext
@@ -19,7 +20,6 @@ from moadapt.routing import Routing
 from moadapt_routers.task_router import TaskRouter, TaskRouterSpec, grown
 
 _START = 1e-3
-_TEMPERATURE = 1.0
 
 
 @ROUTERS.register("poly")
@@ -49,7 +49,7 @@ class Poly(TaskRouterSpec):
 
 
 class PolyRouter(TaskRouter):
-    """Logits of every task, head and expert.
+    """Holds Z, (tasks, H, E).
 
     Args:
         num_tasks: How many tasks.
@@ -63,17 +63,15 @@ class PolyRouter(TaskRouter):
         self.z = nn.Parameter(torch.empty(num_tasks, heads, num_experts).uniform_(-_START, _START))
 
     def logits(self) -> Tensor:
-        """Return Z, (tasks, H, E)."""
-        return self.z.float()
+        """Return the logarithm of sigmoid(Z), whose softmax is `sigmoid(Z) / sum sigmoid(Z)`."""
+        return functional.logsigmoid(self.z.float())
 
     def forward(self, context: RoutingContext) -> Routing:
         """Return weights of parameters, (B, 1, H, E)."""
         logits = self.logits()
-        chances = torch.sigmoid((logits + _logistic(logits, context.noise)) / _TEMPERATURE if self.training else logits)
-        weights = self.rows_of(chances / chances.sum(-1, keepdim=True), context)
-        assert context.task_ids is not None, "the mixture gives what a router needs"
-        judged = logits[context.task_ids.clamp(min=0)].unsqueeze(1)
-        return Routing(weights, self.num_experts, combines="parameters", logits=judged)
+        if self.training:
+            logits = functional.logsigmoid(self.z.float() + _logistic(self.z, context.noise))
+        return replace(self.of_tasks(logits, context), combines="parameters")
 
     def grow(self, count: int) -> None:
         """Add experts, and tasks where each is one's own, with logits near 0."""
@@ -88,7 +86,7 @@ class PolyRouter(TaskRouter):
 
 
 def _logistic(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw from the logistic distribution, which makes the sigmoid of a sum a relaxed Bernoulli sample."""
+    """Draw from the logistic distribution; the sigmoid of Z plus it is a relaxed Bernoulli sample of temperature 1."""
     device = like.device if generator is None else generator.device
     uniform = torch.rand(like.shape, generator=generator, device=device).clamp(1e-6, 1 - 1e-6)
     return torch.logit(uniform).to(like.device)

@@ -66,10 +66,7 @@ class TaskEmbeddingRouter(TaskRouter):
 
     def forward(self, context: RoutingContext) -> Routing:
         """Return dense weights, (B, 1, 1, E)."""
-        assert context.task_ids is not None, "the mixture gives what a router needs"
-        logits = self.logits()
-        judged = logits[context.task_ids.clamp(min=0)].unsqueeze(1)
-        return Routing(self.rows_of(logits.softmax(-1), context), self.num_experts, logits=judged)
+        return self.of_tasks(self.logits(), context)
 
     def grow(self, count: int) -> None:
         """Add experts, and tasks where each is one's own, with small embeddings."""

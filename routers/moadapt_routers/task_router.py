@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from moadapt.router import Router, RouterSpec, RoutingContext, Scope
+from moadapt.router import Router, RouterSpec, RoutingContext, Scope, mask_unavailable
+from moadapt.routing import Routing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class TaskRouterSpec(RouterSpec):
         unknown: What a row of another task gets: an `error`, or the `average` of all experts.
 
     Raises:
-        ValueError: `unknown` is none of these, or a task is named twice.
+        ValueError: `unknown` is none of these, a task is named twice, or `tasks` is text in the place of a list.
     """
 
     tasks: tuple[str, ...] = ()
@@ -38,6 +39,8 @@ class TaskRouterSpec(RouterSpec):
         name = type(self).__name__
         if self.unknown not in ("error", "average"):
             raise ValueError(f"{name} got unknown={self.unknown!r}; choose error or average")
+        if isinstance(self.tasks, str):
+            raise ValueError(f"{name} got tasks={self.tasks!r}; give a list, such as [{self.tasks}]")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"{name} got tasks={self.tasks}; name each once")
 
@@ -67,22 +70,23 @@ class TaskRouter(Router):
 
     @abstractmethod
     def logits(self) -> Tensor:
-        """Return what weights are made of, (tasks, H, E)."""
+        """Return what weights are the softmax of, (tasks, H, E)."""
 
-    def rows_of(self, table: Tensor, context: RoutingContext) -> Tensor:
-        """Return each row's weights, (B, 1, H, E), those of an unknown task being even.
+    def of_tasks(self, logits: Tensor, context: RoutingContext) -> Routing:
+        """Return the weights of each row's task, (B, 1, H, E), even ones where the task is unknown.
 
         Args:
-            table: Weights that sum to 1, (tasks, H, E).
+            logits: What to take the softmax of, (tasks, H, E); objectives judge the routing by `self.logits()`.
             context: With the tasks of the rows.
         """
-        assert context.task_ids is not None, "the mixture gives what a router needs"
-        if context.available is not None:
-            table = table * context.available
-            table = table / table.sum(-1, keepdim=True).clamp(min=torch.finfo(table.dtype).tiny)
-        even = torch.ones_like(table[:1]) if context.available is None else context.available.expand_as(table[:1])
-        known = torch.cat([table, even / even.sum(-1, keepdim=True)])  # an unknown task's index, -1, is the last
-        return known[context.task_ids].unsqueeze(1)
+        chosen, judged = (_rows(each, context.task_ids) for each in (logits, self.logits()))
+        return Routing(mask_unavailable(chosen, context.available).softmax(-1), self.num_experts, logits=judged)
+
+
+def _rows(table: Tensor, task_ids: Tensor | None) -> Tensor:
+    """Return each row's logits, (B, 1, H, E); the index of an unknown task, -1, takes zeros behind the last one."""
+    assert task_ids is not None, "the mixture gives what a router needs"
+    return torch.cat([table, torch.zeros_like(table[:1])])[task_ids].unsqueeze(1)
 
 
 def grown(parameter: Tensor, rows: int, columns: int, spread: float) -> torch.nn.Parameter:
