@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import moadapt
-from moadapt import Mixture, RouterSpec, RoutingContext, attach
-from moadapt.adapters import LoRA
+from moadapt import Mixture, Placement, RouterSpec, RoutingContext, attach
+from moadapt.adapters import Bottleneck, FamilySpec, LoRA
 from moadapt_routers import ByTask, Poly, TaskEmbedding
 from tests.conformance.canonical import EVERYWHERE, EXPERTS, LANGUAGE, TASKS, make, router_cases
-from tests.models import llava_batch, tiny_llama
+from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
 
 BY_TASK = router_cases(depends_on="task")
 LEARNED = [Poly(), Poly(heads=2), TaskEmbedding()]
@@ -151,12 +151,68 @@ def test_averaging_is_even_routing_of_parameters() -> None:
         assert all(p.requires_grad for _, p in one.named_adapter_parameters())
 
 
+def test_an_average_keeps_ranks_and_settings() -> None:
+    """Site by site, where adapters are missing at some, in the adapters' own number type."""
+    base = tiny_llama()
+    places = moadapt.anatomy(base).of_form("linear")
+    first, second, third = (
+        site.path for site in places if site.kind == "attention" and site.layer == 1 and site.path[-6] in "qkv"
+    )
+    like = {"lr_ratio": 4.0, "dropout": 0.1}
+    expert = LoRA(rank=2, alpha=6, ranks={first: 0, second: 3}, **like)
+    shared = LoRA(rank=4, rank_stabilized=True, ranks={second: 0}, **like)
+    mixture = attach(base, shared=shared, experts={"a": expert, "b": expert}, router=Poly())
+    randomize(mixture)
+    mixture.double()
+    before = {site.path: bank for site, bank in mixture.banks()}
+    one = moadapt.average(mixture)
+    spec = one.spec.shared
+    assert isinstance(spec, LoRA)
+    assert (spec.lr_ratio, spec.dropout, spec.scale) == (4.0, 0.1, 1.0)
+    assert [spec.rank_at(site) for site in one.sites if site.path in (first, second, third)] == [4, 3, 6]
+    for site, bank in one.banks():
+        state, old = bank.state("shared"), before[site.path]
+        expected = torch.zeros(site.out_features, site.in_features, dtype=torch.float64)
+        if site.path != first:
+            down, up = (sum(old.state(name)[side] for name in ("a", "b")) / 2 for side in ("down", "up"))
+            expected += 3.0 * up.T @ down
+        if site.path != second:
+            own = old.state("shared")
+            expected += 2.0 * own["up"].T @ own["down"]
+        torch.testing.assert_close(state["up"].T @ state["down"], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [Bottleneck(), LoRA(acts_on="image"), LoRA(lr_ratio=2.0), LoRA(placement=Placement(depth=(0, 0.5)))],
+    ids=str,
+)
+def test_an_average_joins_a_shared_adapter_of_its_kind_only(shared: FamilySpec) -> None:
+    mixture = attach(tiny_llava(), shared=shared, experts={"a": LoRA(), "b": LoRA()}, router=Poly())
+    with pytest.raises(ValueError, match="the average joins the shared adapter, which must be a LoRA as the experts"):
+        moadapt.average(mixture)
+    assert mixture.attached
+
+
+def test_an_average_acts_where_its_experts_did() -> None:
+    like = LoRA(rank=2, acts_on="image")
+    mixture = attach(tiny_llava(), shared=like, experts={"a": like, "b": like}, router=Poly())
+    randomize(mixture)
+    for router in mixture.routers:
+        torch.nn.init.zeros_(router.z)
+    even = logits_of(mixture, task="a")
+    torch.testing.assert_close(logits_of(moadapt.average(mixture)), even, rtol=1e-4, atol=1e-4)
+
+
 def test_only_like_loras_are_averaged() -> None:
     experts = {"a": LoRA(rank=2), "b": LoRA(rank=3)}
     with pytest.raises(ValueError, match=r"experts that are LoRAs with the same settings.*rank=2.*rank=3"):
         moadapt.average(attach(tiny_llama(), experts=experts, router=ByTask()))
     with pytest.raises(ValueError, match="got none"):
         moadapt.average(attach(tiny_llama(), shared=LoRA()))
+    pissa = {name: LoRA(init="pissa") for name in ("a", "b")}
+    with pytest.raises(ValueError, match="without an init whose start is taken off"):
+        moadapt.average(attach(tiny_llama(), experts=pissa, router=ByTask()))
 
 
 @pytest.mark.parametrize("router", LEARNED, ids=str)
