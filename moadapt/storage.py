@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moadapt.adapters.family import Bank
+from moadapt.adapters.family import Adapter, Bank
 from moadapt.adapters.initial import filled_later
 from moadapt.context import routers_of
 from moadapt.mixture import Mixture
@@ -210,14 +210,16 @@ def copy_adapters(mixture: Mixture, folder: Path) -> None:
         folder: What `save` wrote.
 
     Raises:
-        ValueError: The folder is no mixture of this base, or lacks an adapter, or one has another shape.
+        ValueError: The folder is no mixture of this base, or lacks an adapter, or one has other settings or another
+            shape.
     """
     with mixture.bare_base() as base:
-        found = read(folder, base).tensors
+        stored = read(folder, base)
+    _check_settings(folder, stored.spec, mixture.spec.adapters())
     for site, bank in mixture.banks():
         for name in bank.names:
             try:
-                bank.load_state(name, _below(f"adapters/{name}/{site.path}/", found))
+                bank.load_state(name, _below(f"adapters/{name}/{site.path}/", stored.tensors))
             except ValueError as error:
                 raise ValueError(f"{folder / _TENSORS}: {error}") from error
 
@@ -332,6 +334,21 @@ def _spec_of(stored: Mapping[str, Any]) -> MixtureSpec:
         router=None if stored["router"] is None else from_json(stored["router"], ROUTERS),
         placement=bind(Placement, stored["placement"]),
     )
+
+
+def _check_settings(folder: Path, stored: MixtureSpec, adapters: Iterable[Adapter]) -> None:
+    """Refuse adapters that are not there, or not with these settings: another scale would be another function."""
+    kept = {adapter.name: adapter.spec for adapter in stored.adapters()}
+    for adapter in adapters:
+        if adapter.name not in kept:
+            raise ValueError(f"{folder / _SPEC} has no adapter {adapter.name!r}; it has {', '.join(kept)}")
+        old, new = (to_json(spec, FAMILIES) for spec in (kept[adapter.name], adapter.spec))
+        differ = [name for name in {**old, **new} if name != "placement" and old.get(name) != new.get(name)]
+        if differ:
+            raise ValueError(
+                f"{folder / _SPEC} has adapter {adapter.name!r} with other settings than it is given: "
+                f"{', '.join(differ)}; give it those that it was saved with"
+            )
 
 
 def _check_base(folder: Path, stored: Mapping[str, str], base: PreTrainedModel) -> None:

@@ -52,13 +52,15 @@ class MixtureModule(TaskModule):
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
         seed: Of dropout and routers' noise, from 0.
         ranks: Finds the ranks of LoRAs; by default they are those of the adapters.
-        start_from: Folder of a saved mixture on the same base whose adapters of the same names training starts from.
-        train: Whether `all` is trained or the `routers` alone, every adapter being frozen.
+        start_from: Folder of a saved mixture on the same base whose adapters of the same names training starts from;
+            they have the settings that they were saved with.
+        train: Whether `all` is trained or the `routers` alone, every adapter being frozen as it was saved.
         calibration_batches: How many of the first training batches starts and ranks that follow data read, at least 1;
             every process reads all of them whole.
 
     Raises:
-        ValueError: There are no calibration batches, or no router to be trained alone.
+        ValueError: There are no calibration batches, or routers are to be trained alone and there is none, or no saved
+            adapters.
     """
 
     def __init__(
@@ -91,8 +93,11 @@ class MixtureModule(TaskModule):
         if calibration_batches < 1:
             raise ValueError(f"calibration_batches is {calibration_batches}; give at least 1")
         self.calibration_batches = calibration_batches
-        if train == "routers" and router is None:
-            raise ValueError('train="routers" trains routers alone, and there is none; give experts and a router')
+        if train not in ("all", "routers"):
+            raise ValueError(f"train is {train!r}; choose all or routers")
+        if train == "routers" and (router is None or start_from is None):
+            lacking = "router; give experts and one" if router is None else "adapter that was trained; give start_from"
+            raise ValueError(f'train="routers" trains routers alone, and there is no {lacking}')
         self._fits = False
         self._ranks_found = False
         self._driver: RankDriver | None = None
@@ -147,15 +152,30 @@ class MixtureModule(TaskModule):
     def build(self, base: PreTrainedModel) -> Mixture:
         """Attach adapters and routers."""
         spec = MixtureSpec(dict(self.experts or {}), self.shared, self.router, self.placement or Placement())
-        if self.ranks is not None and not self.ranks.reads(spec, found := anatomy(base)):
-            spec = self.ranks.plan(spec, found)
+        reads = self.ranks is not None and bool(self.ranks.reads(spec, anatomy(base)))
+        if reads and self.start_from is not None:
+            raise ValueError(
+                f"{type(self.ranks).__name__} finds ranks from data, but start_from gives adapters that have theirs; "
+                "leave one of the two out"
+            )
+        if self.ranks is not None and not reads:
+            spec = self.ranks.plan(spec, anatomy(base))
         mixture = self._on(base, spec)
         if self.start_from is not None:
             copy_adapters(mixture, Path(self.start_from))
         if self.trains == "routers":
-            for adapter in spec.adapters():
-                mixture.freeze(adapter.name)
+            self._freeze(mixture)
         return mixture
+
+    def _freeze(self, mixture: Mixture) -> None:
+        """Freeze every adapter, so that routers train alone."""
+        if not any(parameter.requires_grad for parameter in mixture.routers.parameters()):
+            raise ValueError(
+                f'train="routers" trains routers alone, and {type(self.router).__name__} has nothing to train; choose '
+                "another router"
+            )
+        for adapter in mixture.spec.adapters():
+            mixture.freeze(adapter.name)
 
     def configure_model(self) -> None:
         """Load the base and build on it, once; in a fit, find the ranks that follow data, unless they were loaded."""

@@ -8,12 +8,18 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from moadapt.adapters import LoRA
+import moadapt
+from moadapt import attach
+from moadapt.adapters import Hydra, LoRA
+from moadapt.bases import load_base
 from moadapt.objectives import TaskCrossEntropy
+from moadapt.ranks import ExplainedVariance
 from moadapt.router import RouterSpec
+from moadapt.storage import tensors
 from moadapt.training import MixedTasks, MixtureModule, Optimization
 from moadapt.training.noise import keyed_noise, shared_noise
 from moadapt_routers import ByTask, HardToSoft, Poly, ReMix, Softmax
+from tests.models import randomize
 from tests.training import toy
 from tests.training.runs import trainer
 
@@ -50,15 +56,51 @@ def test_routers_alone_are_trained_on_saved_adapters(tmp_path: Path, base: str, 
     assert second.mixture.frozen == ("shared", "small", "large")
 
 
-def test_adapters_of_another_shape_are_no_start(tmp_path: Path, base: str) -> None:
+def test_other_adapters_are_no_start(tmp_path: Path, base: str) -> None:
     first = module_of(base, ByTask())
     first.configure_model()
     first.mixture.save(tmp_path / "saved")
-    other = MixtureModule(base, {"small": LoRA(rank=3)}, None, ByTask(), start_from=str(tmp_path / "saved"))
-    with pytest.raises(ValueError, match=r"saved/adapters.safetensors: .*adapter 'small' needs down of shape \(3, "):
+    saved = {"start_from": str(tmp_path / "saved")}
+    for adapter, told in ((LoRA(rank=3), "rank"), (LoRA(rank=2, alpha=64), "alpha"), (Hydra(rank=2), "name, ")):
+        other = MixtureModule(base, {"small": adapter}, None, ByTask(), **saved)
+        with pytest.raises(ValueError, match=f"has adapter 'small' with other settings than it is given: {told}"):
+            other.configure_model()
+    other = MixtureModule(base, {"other": LoRA(rank=2)}, None, ByTask(), **saved)
+    with pytest.raises(ValueError, match="has no adapter 'other'; it has shared, small, large"):
         other.configure_model()
-    with pytest.raises(ValueError, match="there is none; give experts and a router"):
-        MixtureModule(base, None, LoRA(), train="routers")
+    other = MixtureModule(base, {"small": LoRA(rank=2)}, None, ByTask(), ranks=ExplainedVariance(), **saved)
+    with pytest.raises(ValueError, match="start_from gives adapters that have theirs; leave one of the two out"):
+        other.configure_model()
+
+
+def test_routers_are_trained_alone_where_there_is_something_to_train(tmp_path: Path, base: str) -> None:
+    experts, train = {"small": LoRA(rank=2)}, {"train": "routers"}
+    with pytest.raises(ValueError, match="there is no router; give experts and one"):
+        MixtureModule(base, None, LoRA(), start_from="anywhere", **train)
+    with pytest.raises(ValueError, match="there is no adapter that was trained; give start_from"):
+        MixtureModule(base, experts, None, Poly(), **train)
+    with pytest.raises(ValueError, match="train is 'router'; choose all or routers"):
+        MixtureModule(base, experts, None, Poly(), train="router")
+    attach(load_base(base)[0], experts=experts, router=ByTask()).save(tmp_path / "saved")
+    module = MixtureModule(base, experts, None, ByTask(), start_from=str(tmp_path / "saved"), **train)
+    with pytest.raises(ValueError, match="ByTask has nothing to train; choose another router"):
+        module.configure_model()
+
+
+def test_the_average_of_skills_is_trained_on(tmp_path: Path, base: str) -> None:
+    """MHR-mu: one adapter of all, saved, is where the next fit starts."""
+    skills = attach(load_base(base)[0], experts={n: LoRA(rank=2) for n in ("a", "b")}, router=Poly())
+    randomize(skills)
+    one = moadapt.average(skills)
+    one.save(tmp_path / "average")
+    kept = {name: tensor.clone() for name, tensor in tensors(one).items()}
+    module = MixtureModule(base, shared=LoRA(rank=2), start_from=str(tmp_path / "average"))
+    module.configure_model()
+    began = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert began.keys() == kept.keys()
+    assert all(torch.equal(began[name], kept[name]) for name in kept)
+    fit(tmp_path, module)
+    assert all(not torch.equal(tensor, began[name]) for name, tensor in module.state_dict().items())
 
 
 class Progress(Callback):
