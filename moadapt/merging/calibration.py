@@ -15,6 +15,7 @@ from torch import Tensor
 from moadapt.adapters.delta import Delta
 from moadapt.mixture import Mixture
 from moadapt.places import Place
+from moadapt.tracing import Observation
 
 Batch = Mapping[str, Any]
 _ROWS = 256
@@ -80,9 +81,8 @@ def moments(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Moments]:
     sums: dict[str, Moments] = {}
     places, decodes = {place.name: place for place in mixture.places}, mixture.base.config.is_encoder_decoder
     for batch in batches:
-        with torch.no_grad(), mixture.observe() as observed:
-            mixture(**batch)
-        for each in observed:
+
+        def note(each: Observation, batch: Batch = batch) -> None:
             if each.routing.combines == "parameters":
                 raise ValueError(
                     f"the router at {each.place} blends parameters, which no average of its weights does; merge with "
@@ -91,6 +91,9 @@ def moments(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Moments]:
             weights = each.routing.dense().float().cpu()
             real = _real_tokens(batch, places[each.place], weights.shape[1], decodes)
             _add(sums, each.place, weights, real, _num_rows(batch))
+
+        with torch.no_grad(), mixture.watch(note):
+            mixture(**batch)
     return {p: Moments(s.mean / s.count, s.second / s.count, s.count) for p, s in sums.items()}
 
 

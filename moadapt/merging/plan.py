@@ -69,7 +69,10 @@ class MergePlan:
         found: dict[str, list[Delta]] = {}
         for site, bank in self.mixture.banks():
             weights = self._weights.get(site.path, self._none)
-            delta = bank.delta_of_heads(weights) if isinstance(weights, Routing) else bank.delta(weights)
+            if isinstance(weights, Routing):
+                delta = bank.delta_of_heads(weights) if bank.has_experts else bank.delta(self._none)
+            else:
+                delta = bank.delta(weights)
             found.setdefault(site.path, []).append(delta)
         return found
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from moadapt.context import routers_of
 from moadapt.merging.calibration import Batch, as_batches, moments, rows_of_task
 from moadapt.merging.mean_routing import split_rows
 from moadapt.merging.plan import MergePlan
@@ -62,8 +63,12 @@ class TaskMerge:
 
 
 def _fixed(mixture: Mixture, index: int, task_ids: Tensor | None) -> Tensor | Routing:
-    """Evaluate a router that reads at most the task."""
-    with torch.no_grad():
-        routing: Routing = mixture.routers[index](RoutingContext(task_ids=task_ids)).detached()
+    """Evaluate a router that reads at most the task, or take what the caller has put in its place."""
+    context = mixture.context
+    routing = context.override
+    if routing is None:
+        with torch.no_grad():
+            seen = RoutingContext(task_ids=task_ids, available=context.available)
+            routing = routers_of(mixture.routers)[index](seen).detached()
     plain = routing.combines == "outputs" and routing.weights.shape[2] == 1
     return routing.dense().reshape(-1).cpu() if plain else routing

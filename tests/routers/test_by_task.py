@@ -1,15 +1,18 @@
 """Routing by task: unknown tasks, skills that tasks share, and exact merges."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 import moadapt
 from moadapt import Mixture, Placement, RouterSpec, RoutingContext, attach
-from moadapt.adapters import Bottleneck, FamilySpec, LoRA
+from moadapt.adapters import Bottleneck, FamilySpec, Hydra, LoRA
 from moadapt_routers import ByTask, Poly, TaskEmbedding
 from tests.conformance.canonical import EVERYWHERE, EXPERTS, LANGUAGE, TASKS, make, router_cases
 from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
@@ -287,6 +290,48 @@ def test_experts_come_and_go(spec: Any, owned: bool) -> None:
     expected = before[..., [2, 0]][[2, 0]] if owned else before[..., [2, 0]]
     torch.testing.assert_close(kept, expected)
     assert router(RoutingContext(task_ids=torch.tensor([0, 1]))).num_experts == 2
+
+
+@pytest.mark.parametrize(
+    "router",
+    [ByTask(unknown="shared"), ByTask(unknown="average"), *(replace(r, unknown="average") for r in LEARNED)],
+    ids=str,
+)
+def test_a_merge_serves_an_unknown_task_and_what_the_caller_chose(router: RouterSpec) -> None:
+    mixture = make(router, LANGUAGE)
+    chosen: list[tuple[str, AbstractContextManager[None]]] = [
+        ("new", nullcontext()),
+        ("new", mixture.only(["ask", "find"])),
+        ("tell", mixture.only(["ask", "find"])),
+        ("ask", mixture.override({"tell": 0.5})),
+    ]
+    for task, choice in chosen:
+        with choice:
+            routed = logits_of(mixture, task=task)
+            merged, report = mixture.merge("task", task=task)
+        assert report.exact
+        with torch.no_grad():
+            torch.testing.assert_close(merged(**llava_batch()).logits, routed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("router", LEARNED, ids=str)
+def test_a_merge_takes_a_shared_adapter_of_another_family(router: RouterSpec) -> None:
+    mixture = attach(tiny_llava(), shared=Hydra(), experts={name: LoRA() for name in EXPERTS}, router=router)
+    randomize(mixture)
+    routed = logits_of(mixture.eval(), task="ask")
+    merged, _ = mixture.merge("task", task="ask")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**llava_batch()).logits, routed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("router", [Poly(heads=2), TaskEmbedding()], ids=str)
+def test_a_task_is_exported_as_a_plain_lora(router: RouterSpec, tmp_path: Path) -> None:
+    mixture = make(router, LANGUAGE, shared=False)
+    routed = logits_of(mixture, task="find")
+    assert mixture.export_peft(tmp_path / "find", method="task", task="find").exact
+    served = PeftModel.from_pretrained(mixture.detach(), str(tmp_path / "find")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(served(**llava_batch()).logits, routed, rtol=1e-4, atol=1e-4)
 
 
 def test_blended_mixtures_have_no_mean_routing() -> None:
