@@ -82,6 +82,10 @@ class Mixture(nn.Module):
         self._modes = {module: module.training for module in base.modules()}
         self._checkpointing: dict[nn.Module, dict[str, Any]] = {}
         self._wrappers = self._wrap()
+        if router is not None and router.combines == "parameters":
+            for site, bank in self.banks():
+                if bank.has_experts:
+                    bank.check_blending(site, len(self.experts), router.num_heads)
         self._handles: list[RemovableHandle] = []
         base.requires_grad_(False)
         self._install()

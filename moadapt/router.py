@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.routing import Routing
+from moadapt.routing import Combines, Routing
 
 if TYPE_CHECKING:
     from moadapt.fitting import Fitting
@@ -174,6 +174,8 @@ class RouterSpec(ABC):
     """Whether the routers of all places would give the same, so that one serves them all."""
     sums_to_one: ClassVar[bool] = True
     """Whether the weights of every input add up to 1, or to another constant, whatever the router has learned."""
+    combines: ClassVar[Combines] = "outputs"
+    """Whether the weights blend adapter outputs or adapter parameters."""
     taught_by_task: ClassVar[bool] = False
     """Whether training must tell the task of every row, though in use the router does without."""
 
@@ -238,6 +240,11 @@ class RouterSpec(ABC):
     def tells_images(self) -> bool:
         """Whether it cannot do without knowing which tokens stand for images."""
         return False
+
+    @property
+    def num_heads(self) -> int:
+        """How many slices of the features have weights of their own, H."""
+        return 1
 
     @property
     def takes_unknown_tasks(self) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from moadapt.tiles import Tiles, tile
 
+Combines = Literal["outputs", "parameters"]
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -39,7 +41,7 @@ class Routing:
     weights: Tensor
     num_experts: int
     indices: Tensor | None = None
-    combines: Literal["outputs", "parameters"] = "outputs"
+    combines: Combines = "outputs"
     logits: Tensor | None = None
     log_prob: Tensor | None = None
 

@@ -16,6 +16,7 @@ from moadapt.routing import Routing
 from moadapt.sites import Site
 
 if TYPE_CHECKING:
+    from moadapt.adapters.family import Bank
     from moadapt.adapters.lora_bank import LoRABank
 
 
@@ -75,19 +76,12 @@ def blended(bank: "LoRABank", routing: Routing, dtype: torch.dtype) -> list[tupl
         Pairs of `down (B, R, D)` and `up (B, R, F)`, the scale in `up`, whose products add up.
 
     Raises:
-        ValueError: The experts are not all here with one rank and scale, weights differ by token, or H does not divide
-            the site's widths.
+        ValueError: Weights differ by token, or as in `check_experts`.
     """
-    experts = bank.experts()
-    shapes = {adapter.name: bank.shape_of(adapter) for adapter in experts}
-    if len(set(shapes.values())) != 1 or len(experts) != routing.num_experts or routing.per_token:
-        raise ValueError(
-            f"{bank.site.path}: blending parameters needs all {routing.num_experts} experts here with one rank and "
-            f"scale, and weights without a token axis; got {shapes}"
-        )
-    weights = routing.dense()[:, 0].to(dtype)
-    heads, (_, scale) = weights.shape[1], next(iter(shapes.values()))
-    check_heads(bank.site.path, heads, bank.site.in_features, bank.site.out_features)
+    if routing.per_token:
+        raise ValueError(f"{bank.site.path}: blending parameters needs weights without a token axis")
+    weights, experts = routing.dense()[:, 0].to(dtype), bank.experts()
+    heads, scale = weights.shape[1], check_experts(bank, routing.num_experts, weights.shape[1])
 
     def side(tensor: str) -> Tensor:
         stacked = torch.stack([bank.live(adapter.name, tensor) for adapter in experts]).to(dtype)
@@ -100,14 +94,34 @@ def blended(bank: "LoRABank", routing: Routing, dtype: torch.dtype) -> list[tupl
     return found
 
 
-def refuse_blending(site: Site, routing: Routing | None) -> None:
+def check_experts(bank: "LoRABank", num_experts: int, heads: int) -> float:
+    """Return the scale that all experts have.
+
+    Args:
+        bank: Whose experts.
+        num_experts: E.
+        heads: H.
+
+    Raises:
+        ValueError: The experts are not all here with one rank and scale, or H does not divide the site's widths.
+    """
+    site = bank.site
+    shapes = {adapter.name: bank.shape_of(adapter) for adapter in bank.experts()}
+    if len(set(shapes.values())) != 1 or len(shapes) != num_experts:
+        told = ", ".join(f"{name} of rank {rank} and scale {scale:g}" for name, (rank, scale) in shapes.items())
+        raise ValueError(
+            f"{site.path}: blending parameters needs all {num_experts} experts in one stack with one rank and scale, "
+            f"got {told}; give them the same settings, or choose a router that blends outputs"
+        )
+    check_heads(site.path, heads, site.in_features, site.out_features)
+    return next(scale for _, scale in shapes.values())
+
+
+def refuse_blending(bank: "Bank", site: Site, routing: Routing | None) -> None:
     """Refuse weights that blend parameters where only outputs can be blended.
 
     Raises:
         ValueError: They do.
     """
     if routing is not None and routing.combines == "parameters":
-        raise ValueError(
-            f"{site.path}: LoRA cannot blend parameters at a site of form {site.form!r}; choose a router that blends "
-            "outputs, or place experts at linear layers only"
-        )
+        bank.check_blending(site, routing.num_experts, routing.weights.shape[2])

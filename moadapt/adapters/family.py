@@ -148,6 +148,22 @@ class Bank(nn.Module, ABC):
             "router that gives each adapter one weight"
         )
 
+    def check_blending(self, site: Site, num_experts: int, heads: int) -> None:
+        """Refuse a router that blends the parameters of the experts here where the family cannot follow.
+
+        Args:
+            site: Where this is.
+            num_experts: E.
+            heads: H.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        raise ValueError(
+            f"{site.path}: the parameters of {', '.join(self.names)} cannot be blended at a site of form "
+            f"{site.form!r}; choose a router that blends outputs, or give experts that are LoRAs at linear layers only"
+        )
+
     def low_rank(self) -> Factors | None:
         """Return the adapters in low-rank form, through which gradients reach them; None where there is none."""
         return None

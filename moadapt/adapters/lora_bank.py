@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moadapt.adapters.blending import add_blended, blended_delta
+from moadapt.adapters.blending import add_blended, blended_delta, check_experts
 from moadapt.adapters.delta import Delta, Factors
 from moadapt.adapters.family import Adapter
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
@@ -223,6 +223,12 @@ class LoRABank(StackedBank):
         check_heads(self.site.path, len(weights), self.site.out_features)
         slices = rearrange(up, "r (h f) -> r h f", h=len(weights)) * weights.T.unsqueeze(2)
         return Delta(down, slices.flatten(1))
+
+    def check_blending(self, site: Site, num_experts: int, heads: int) -> None:
+        """Refuse experts of which some are absent, or that differ in rank or scale; and other sites than linear."""
+        if site.form != "linear":
+            super().check_blending(site, num_experts, heads)
+        check_experts(self, num_experts, heads)
 
     def low_rank(self) -> Factors:
         """Return the stacked factors, the scales folded into `up`."""

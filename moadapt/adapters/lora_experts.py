@@ -118,7 +118,7 @@ class LoRAExperts(StackedBank):
 
     def _weights(self, tokens: int, routing: Routing | None, call: Call | None) -> Tensor:
         """Return weight times scale of every rank for every token, (N, R)."""
-        refuse_blending(self.site, routing)
+        refuse_blending(self, self.site, routing)
         weights = all_weights(routing, self.stack(self.tensors[0]))
         if weights.shape[2] > 1:
             raise ValueError(f"{self.site.path}: fused experts take weights without heads; choose another router")

@@ -30,7 +30,7 @@ class LoRALookup(LoRABank):
         """Add the delta of tokens `x` (B, T) to their embeddings `y` (B, T, F)."""
         if not self.names:
             return y
-        refuse_blending(self.site, routing)
+        refuse_blending(self, self.site, routing)
         delta = self.change(x, y, all_weights(routing, y), call)
         factor = getattr(self._module[0], "embed_scale", 1)
         return y + delta * (factor.to(delta.dtype) if isinstance(factor, Tensor) else factor)

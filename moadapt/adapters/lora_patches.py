@@ -21,7 +21,7 @@ class LoRAPatches(LoRABank):
         """Add the delta of images `x` (N, C, H, W) to the patches `y` (N, F, h, w)."""
         if not self.names:
             return y
-        refuse_blending(self.site, routing)
+        refuse_blending(self, self.site, routing)
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
         return y + self.change(x, y, all_weights(routing, y), call).mT.reshape(y.shape)
 

@@ -59,8 +59,8 @@ class MixtureModule(TaskModule):
             every process reads all of them whole.
 
     Raises:
-        ValueError: There are no calibration batches, or routers are to be trained alone and there is none, or no saved
-            adapters.
+        ValueError: There are no calibration batches; routers are to be trained alone and there is none, or no saved
+            adapters; or ranks are to be pruned that the router needs to be equal.
     """
 
     def __init__(
@@ -93,6 +93,11 @@ class MixtureModule(TaskModule):
         if calibration_batches < 1:
             raise ValueError(f"calibration_batches is {calibration_batches}; give at least 1")
         self.calibration_batches = calibration_batches
+        if ranks is not None and ranks.prunes and router is not None and router.combines == "parameters":
+            raise ValueError(
+                f"{type(ranks).__name__} leaves each adapter ranks of its own, but {type(router).__name__} blends the "
+                "parameters of adapters with one rank; leave ranks out, or choose a router that blends outputs"
+            )
         if train not in ("all", "routers"):
             raise ValueError(f"train is {train!r}; choose all or routers")
         if train == "routers" and (router is None or start_from is None):

@@ -9,6 +9,7 @@ all processes. Trained alone on frozen skills, Z is MHR-z; averaging the skills 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from moadapt.registry import ROUTERS
 from moadapt.router import RoutingContext
-from moadapt.routing import Routing
+from moadapt.routing import Combines, Routing
 from moadapt_routers.task_router import TaskRouter, TaskRouterSpec, grown
 
 _START = 1e-3
@@ -37,11 +38,18 @@ class Poly(TaskRouterSpec):
 
     heads: int = 1
 
+    combines: ClassVar[Combines] = "parameters"
+
     def __post_init__(self) -> None:
         """Check the range."""
         super().__post_init__()
         if self.heads < 1:
             raise ValueError(f"Poly got heads={self.heads}; it must be at least 1")
+
+    @property
+    def num_heads(self) -> int:
+        """How many slices of the features have weights of their own, H."""
+        return self.heads
 
     def build(self, dim: int, num_experts: int) -> "PolyRouter":
         """Build the router of one place; `dim` is not used."""
@@ -71,7 +79,7 @@ class PolyRouter(TaskRouter):
         logits = self.logits()
         if self.training:
             logits = functional.logsigmoid(self.z.float() + _logistic(self.z, context.noise))
-        return replace(self.of_tasks(logits, context), combines="parameters")
+        return replace(self.of_tasks(logits, context), combines=Poly.combines)
 
     def grow(self, count: int) -> None:
         """Add experts, and tasks where each is one's own, with logits near 0."""

@@ -136,10 +136,30 @@ def test_poly_blends_factors_head_by_head(heads: int) -> None:
         torch.testing.assert_close(found[row], x[row] @ down.T @ up, rtol=1e-5, atol=1e-6)
 
 
-def test_heads_must_divide_the_widths() -> None:
-    mixture = make(Poly(heads=5), LANGUAGE)
-    with pytest.raises(ValueError, match="5 routing heads do not divide its widths"):
-        logits_of(mixture, task=TASKS)
+@pytest.mark.parametrize(
+    ("experts", "heads", "told"),
+    [
+        ({"a": LoRA(rank=2), "b": LoRA(rank=3)}, 1, "got a of rank 2 and scale 1, b of rank 3 and scale 1"),
+        ({"a": LoRA(rank=2), "b": LoRA(rank=2, alpha=4)}, 1, "b of rank 2 and scale 2; give them the same settings"),
+        ({"a": LoRA(), "b": LoRA(lr_ratio=2.0)}, 1, "needs all 2 experts in one stack"),
+        ({"a": LoRA(), "b": LoRA(placement=Placement(depth=(0, 0.5)))}, 1, "needs all 2 experts in one stack"),
+        ({"a": LoRA(), "b": Bottleneck()}, 1, "the parameters of b cannot be blended at a site of form 'sublayer'"),
+        ({"a": Hydra(), "b": Hydra()}, 1, "the parameters of a, b cannot be blended at a site of form 'linear'"),
+        ({"a": LoRA(), "b": LoRA()}, 5, "5 routing heads do not divide its widths"),
+    ],
+    ids=["ranks", "scales", "stacks", "sites", "families", "family", "heads"],
+)
+def test_what_cannot_be_blended_is_refused_at_once(experts: dict[str, FamilySpec], heads: int, told: str) -> None:
+    base = tiny_llava()
+    with pytest.raises(ValueError, match=told):
+        attach(base, experts=experts, router=Poly(heads=heads))
+    attach(base, experts=experts, router=TaskEmbedding()).detach()  # the base was left as it was
+
+
+def test_only_linear_layers_are_blended() -> None:
+    embedding = Placement(kinds=("embedding",))
+    with pytest.raises(ValueError, match=r"embed_tokens: .* cannot be blended at a site of form 'embedding'"):
+        make(Poly(), embedding)
 
 
 def test_averaging_is_even_routing_of_parameters() -> None:

@@ -13,7 +13,7 @@ from moadapt import attach
 from moadapt.adapters import Hydra, LoRA
 from moadapt.bases import load_base
 from moadapt.objectives import TaskCrossEntropy
-from moadapt.ranks import ExplainedVariance
+from moadapt.ranks import ExplainedVariance, Gates, Importance, RankAllocator
 from moadapt.router import RouterSpec
 from moadapt.storage import tensors
 from moadapt.training import MixedTasks, MixtureModule, Optimization
@@ -85,6 +85,12 @@ def test_routers_are_trained_alone_where_there_is_something_to_train(tmp_path: P
     module = MixtureModule(base, experts, None, ByTask(), start_from=str(tmp_path / "saved"), **train)
     with pytest.raises(ValueError, match="ByTask has nothing to train; choose another router"):
         module.configure_model()
+
+
+@pytest.mark.parametrize("ranks", [Gates(), Importance()], ids=str)
+def test_ranks_of_blended_adapters_stay_equal(base: str, ranks: RankAllocator) -> None:
+    with pytest.raises(ValueError, match="leaves each adapter ranks of its own, but Poly blends the parameters"):
+        module_of(base, Poly(), ranks=ranks)
 
 
 def test_the_average_of_skills_is_trained_on(tmp_path: Path, base: str) -> None:
