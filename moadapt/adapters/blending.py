@@ -30,16 +30,12 @@ def add_blended(bank: "LoRABank", y: Tensor, x: Tensor, routing: Routing) -> Ten
         routing: Weights of parameters, (B|1, 1, H, E).
 
     Raises:
-        ValueError: A gate shuts an expert out, the input has no rows, or as in `blended`.
+        ValueError: A gate shuts an expert out, or as in `blended`.
     """
     if bank.is_gated:
         raise ValueError(
             f"{bank.site.path}: a router that blends parameters needs every expert at every site, so no gate can "
             "shut one out; choose a router that blends outputs"
-        )
-    if x.ndim != 3:
-        raise ValueError(
-            f"{bank.site.path}: blending parameters needs input with rows and tokens, got {tuple(x.shape)}"
         )
     shared = bank.shared_factors(y.dtype)
     pairs = blended(bank, routing, y.dtype) + ([] if shared is None else [shared])

@@ -173,12 +173,12 @@ class LoRABank(StackedBank):
         if not self.names:
             return y
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
-        if routing is not None and routing.combines == "parameters":
-            return add_blended(self, y, x, routing)
         down, up = self.factors(y.dtype)
         flat = x.ndim == 2
         y3, x3 = (y.unsqueeze(0), x.unsqueeze(0)) if flat else (y, x)
-        if routing is not None and routing.weights.shape[2] > 1:
+        if routing is not None and routing.combines == "parameters":
+            out = add_blended(self, y3, x3, routing)
+        elif routing is not None and routing.weights.shape[2] > 1:
             out = y3 + self.change(x3, y3, all_weights(routing, y3), call)
         elif routing is not None and self._gathers(routing):
             ranks, weights = self._chosen(routing)

@@ -136,6 +136,15 @@ def test_poly_blends_factors_head_by_head(heads: int) -> None:
         torch.testing.assert_close(found[row], x[row] @ down.T @ up, rtol=1e-5, atol=1e-6)
 
 
+def test_one_row_is_blended_where_patches_have_no_axis_of_rows() -> None:
+    """As in the vision tower of Qwen2.5-VL, whose linear layers get the patches of all images in one axis."""
+    mixture = make(Poly(heads=2, per="site"), LANGUAGE, base=tiny_llama())
+    site, bank = next(mixture.banks())
+    x, y = torch.randn(7, site.in_features), torch.randn(7, site.out_features)
+    routing = next(iter(mixture.routers))(RoutingContext(task_ids=torch.tensor([1])))
+    assert torch.equal(bank(x, y, routing), bank(x[None], y[None], routing)[0])
+
+
 @pytest.mark.parametrize(
     ("experts", "heads", "told"),
     [
