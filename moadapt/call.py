@@ -57,6 +57,9 @@ class Call:
         with_image: Which rows have an image in their prompt, (B,), as held with the cache where one is continued.
         inserted: Positions of the tokens of this pass that were inserted for adapters, (B, n).
         task_ids: Index of each row's task, (B,).
+        available: Which experts routers may choose, (E,).
+        progress: How much of the training is over, a scalar; None when it is.
+        noise: What routers draw from that draw the same on all processes.
         memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
             first.
         text_features: Pooled embeddings of the prompt's text, (B, D), where a router over the whole model needs them.
@@ -74,6 +77,9 @@ class Call:
     with_image: Tensor | None = None
     inserted: Tensor | None = None
     task_ids: Tensor | None = None
+    available: Tensor | None = None
+    progress: Tensor | None = None
+    noise: torch.Generator | None = None
     memories: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     text_features: Tensor | None = None
     routings: dict[str, Routing] = field(default_factory=dict)

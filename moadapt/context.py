@@ -132,6 +132,7 @@ class CallContext:
             raise RuntimeError("the base was called without its mixture; call the mixture, or detach() first")
         held = self._held_for(inputs.get("past_key_values"))
         call = self.call = read_call(inputs, self._request, self._image_token, continues=held is not None)
+        call.available, call.progress, call.noise = self.available, self.progress, self.noise
         self._check_prompt(call, self._request, inputs.get("labels"))
         self._check_images(call)
         if held is not None:
@@ -298,10 +299,10 @@ class CallContext:
         given = RoutingContext(
             with_image=call.with_image,
             task_ids=call.task_ids,
-            available=self.available,
-            progress=self.progress,
+            available=call.available,
+            progress=call.progress,
             tower=place.tower,
-            noise=self.noise,
+            noise=call.noise,
         )
         if hidden is None:
             return given

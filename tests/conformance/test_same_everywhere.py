@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from moadapt import Mixture, RouterSpec
 from moadapt.adapters import FamilySpec
-from moadapt_routers import ByTask
+from moadapt_routers import ByTask, TopK
 from tests.conformance.canonical import (
     EVERYWHERE,
     LANGUAGE,
@@ -96,6 +96,26 @@ def test_two_checkpointed_forwards_keep_their_own_routings() -> None:
         losses = [
             mixture(**batch, task=task, use_cache=False).loss for batch, task in ((first, TASKS), (second, TASKS[::-1]))
         ]
+        (losses[0] + 2 * losses[1]).backward()
+        return [p.grad.clone() for _, p in mixture.named_adapter_parameters()]
+
+    expected = gradients()
+    mixture.gradient_checkpointing_enable()
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointed_sites_choose_again_among_the_same_experts() -> None:
+    """Routers of sites decide within blocks, whose second run may come when others are available."""
+    mixture = make(TopK(k=1, scope="token", per="site"), LANGUAGE)
+
+    def gradients() -> list[Tensor]:
+        mixture.zero_grad()
+        mixture.train()
+        losses = []
+        for experts in (["ask", "tell"], ["tell", "find"]):
+            with mixture.only(experts):
+                losses.append(mixture(**llava_batch(), use_cache=False).loss)
         (losses[0] + 2 * losses[1]).backward()
         return [p.grad.clone() for _, p in mixture.named_adapter_parameters()]
 
