@@ -45,6 +45,11 @@ class LogitRouterSpec(RouterSpec):
             if value is not None and not (value > 0 or (value == 0 and "noise" in field)):
                 raise ValueError(f"{name} got {field}={value}; it must be {least}")
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether there is noise at some time of the training."""
+        return self.noise > 0 or bool(self.end_noise)
+
     @abstractmethod
     def choose(self, logits: Tensor, context: RoutingContext, *, training: bool) -> Routing:
         """Turn logits into a routing.
@@ -100,7 +105,7 @@ class LogitRouter(Router):
         """Return weights, (B, 1, 1, E|K) or (B, T, 1, E|K), and the logits without noise."""
         features = context.tokens if self.spec.scope == "token" else context.pooled.unsqueeze(1)
         logits = self.linear(features).unsqueeze(2) / self._temperature(context)
-        noisy = logits + self._noise(logits, context) if self.training and self.spec.noise else logits
+        noisy = logits + self._noise(logits, context) if self.training and self.spec.is_noisy else logits
         routing = self.spec.choose(mask_unavailable(noisy, context.available), context, training=self.training)
         return routing.judged_by(logits)
 

@@ -155,6 +155,13 @@ def test_temperature_and_noise_follow_the_training() -> None:
     assert moved[2] < 1e-5
 
 
+def test_noise_may_begin_at_none() -> None:
+    router, hidden = built(Softmax(noise=0.0, end_noise=1.0)).train(), torch.randn(3, 5, WIDTH)
+    first, last = (RoutingContext(hidden=hidden, progress=torch.tensor(share)) for share in (0.0, 1.0))
+    assert torch.equal(router(first).weights, router(first).weights)
+    assert not torch.equal(router(last).weights, router(last).weights)
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
