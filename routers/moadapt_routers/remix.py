@@ -27,10 +27,10 @@ class ReMix(TopK):
 
     Args:
         samples: How many draws a batch is run with, at least 2.
-        weight: Of each chosen expert; None is 1/k, so that together they count as one.
+        weight: Of each chosen expert, above 0; None is 1/k, so that together they count as one.
 
     Raises:
-        ValueError: There are too few samples.
+        ValueError: There are too few samples, or the weight is not above 0.
     """
 
     samples: int = 2
@@ -39,10 +39,12 @@ class ReMix(TopK):
     scopes: ClassVar[tuple[Scope, ...]] = ("sequence",)
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges."""
         super().__post_init__()
         if self.samples < 2:
             raise ValueError(f"ReMix got samples={self.samples}; leaving one out takes at least 2")
+        if self.weight is not None and not self.weight > 0:
+            raise ValueError(f"ReMix got weight={self.weight}; it must be above 0, or None for 1/k")
 
     @property
     def passes(self) -> int:
@@ -61,10 +63,14 @@ class ReMix(TopK):
         return (advantages * log_prob).sum()
 
     def choose(self, logits: Tensor, context: RoutingContext, *, training: bool) -> Routing:
-        """Return constant weights, (B, 1, 1, K), and the draws' log-probability in training."""
+        """Return constant weights, (B, 1, 1, K), and the draws' log-probability in training.
+
+        Where fewer than k experts are available, the others drawn have weight 0 and no part in the log-probability.
+        """
         keys = logits - torch.empty_like(logits).exponential_().log() if training else logits
         indices = keys.topk(self.k, dim=-1).indices  # with Gumbel noise: draws without replacement, in order
-        weights = torch.full_like(indices, 1 / self.k if self.weight is None else self.weight, dtype=logits.dtype)
+        available = ~logits.isneginf().gather(-1, indices)
+        weights = available.to(logits.dtype) * (1 / self.k if self.weight is None else self.weight)
         log_prob = ordered_log_prob(logits, indices) if training else None
         return Routing(weights, logits.shape[-1], indices, log_prob=log_prob)
 
@@ -73,7 +79,7 @@ def ordered_log_prob(logits: Tensor, indices: Tensor) -> Tensor:
     """Return the log-probability of drawing these experts, one after the other, without replacement.
 
     Args:
-        logits: (..., E).
+        logits: (..., E); minus infinity where an expert cannot be drawn, which then adds nothing where it is named.
         indices: (..., K).
 
     Returns:
@@ -83,7 +89,8 @@ def ordered_log_prob(logits: Tensor, indices: Tensor) -> Tensor:
     terms = []
     for index in indices.unbind(-1):
         index = index.unsqueeze(-1)
-        left = logits.masked_fill(drawn, float("-inf"))
-        terms.append(left.gather(-1, index).squeeze(-1) - left.logsumexp(-1))
+        left = logits.masked_fill(drawn, torch.finfo(logits.dtype).min)  # finite, for when nothing is left to draw
+        term = left.gather(-1, index) - left.logsumexp(-1, keepdim=True)
+        terms.append(term.masked_fill(term.isneginf(), 0.0).squeeze(-1))
         drawn = drawn.scatter(-1, index, value=True)
     return torch.stack(terms).sum(dim=0)

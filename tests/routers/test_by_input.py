@@ -73,6 +73,22 @@ def test_experts_come_and_go(spec: type[LogitRouterSpec]) -> None:
     torch.testing.assert_close(router(context).logits, grown.logits[..., [5, 0, 1]])
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["use", "training"])
+@pytest.mark.parametrize("spec", LEARNED)
+def test_one_expert_alone_is_available(spec: type[LogitRouterSpec], training: bool) -> None:
+    """Also to those that choose several; weights and gradients stay finite."""
+    available = torch.arange(EXPERTS) == 1
+    for scope in spec.scopes:
+        router = built(spec(scope=scope)).train(training)
+        routing = router(seen(available=available, task_ids=torch.tensor([1, 1, 1])))
+        assert (routing.dense()[..., ~available] == 0).all()
+        assert routing.dense()[..., 1].max() > 0
+        value = routing.weights.sum() + (0.0 if routing.log_prob is None else routing.log_prob.sum())
+        if value.requires_grad:
+            value.backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in router.parameters())
+
+
 def nearest_on_simplex(z: Tensor) -> Tensor:
     """By trying all supports, (E,)."""
     best, found = float("inf"), z
@@ -174,6 +190,7 @@ def test_noise_may_begin_at_none() -> None:
         (lambda: HardToSoft(hard=1.5), r"HardToSoft got hard=1.5; it must be from 0 to 1"),
         (lambda: Scenario(confidence=2.0), r"Scenario got confidence=2.0, width=64; confidence is from 0 to 1"),
         (lambda: ReMix(samples=1), r"ReMix got samples=1; leaving one out takes at least 2"),
+        (lambda: ReMix(weight=0.0), r"ReMix got weight=0.0; it must be above 0, or None for 1/k"),
         (lambda: ReMix(k=5).build(WIDTH, EXPERTS), r"ReMix needs 5 experts or more, but there are 4"),
     ],
 )
@@ -253,7 +270,7 @@ def test_the_policy_gradient_is_unbiased() -> None:
     spec, rows = ReMix(k=2, samples=3), 200_000
     picked = torch.multinomial(log_chances().exp().detach(), 3 * rows, replacement=True).view(3, rows)
     (found,) = torch.autograd.grad(spec.policy_loss(log_chances()[picked], losses[picked]), logits)
-    assert float((found / rows - expected).norm() / expected.norm()) < 0.02
+    assert float((found / rows - expected).norm() / expected.norm()) < 0.01
     (shifted,) = torch.autograd.grad(spec.policy_loss(log_chances()[picked], losses[picked] + 100.0), logits)
     torch.testing.assert_close(shifted, found, rtol=1e-6, atol=1e-6)
 
