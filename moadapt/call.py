@@ -58,7 +58,7 @@ class Call:
         inserted: Positions of the tokens of this pass that were inserted for adapters, (B, n).
         task_ids: Index of each row's task, (B,).
         available: Which experts routers may choose, (E,).
-        progress: How much of the training is over, a scalar; None when it is.
+        progress: How much of the training is over, a scalar; None where nothing is trained.
         noise: What routers draw from that draw the same on all processes.
         memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
             first.

@@ -46,7 +46,8 @@ class RoutingContext:
         task_ids: Index of each row's task, (B,); `UNKNOWN_TASK` where it is none of the mixture's.
         available: Which experts may be chosen, (E,).
         real: Which tokens are no padding, (B, T); None where all are.
-        progress: How much of the training is over, a scalar from 0 to 1; None when it is, and after it.
+        progress: How much of the training is over, a scalar from 0 to 1; None where nothing is trained, as in a
+            validation.
         tower: Name of the tower that the place is in.
         noise: What to draw from in training so that all processes draw the same; None where nobody cares.
         output: What the module of the place gives before anything is added, (B, T, F), for a router that reads outputs.

@@ -207,19 +207,19 @@ class MixtureModule(TaskModule):
         if self._driver is not None and self._stored_ranks is not None:
             self._driver.load_state(self._stored_ranks)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Tell routers how far the training is, for what they change while it runs; one without end never gets on.
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss, telling routers how far the training is; one without end never gets on.
 
-        They get the noise of the step, too, the same for all batches whose gradients are accumulated.
+        They get the noise of the step, too, the same for all batches whose gradients are accumulated. Both are theirs
+        in the step alone, so that a validation judges them as they are in use.
         """
-        step = self.trainer.global_step
+        context, step = self.mixture.context, self.trainer.global_step
         share = min(1.0, step / self.trainer.estimated_stepping_batches)
-        self.mixture.context.progress = torch.tensor(share, device=self.device)
-        self.mixture.context.noise = shared_noise(self.seed, step)
-
-    def on_fit_end(self) -> None:
-        """Leave routers as they are in use."""
-        self.mixture.context.progress = self.mixture.context.noise = None
+        context.progress, context.noise = torch.tensor(share, device=self.device), shared_noise(self.seed, step)
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            context.progress = context.noise = None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, then mask the ranks that are not kept."""

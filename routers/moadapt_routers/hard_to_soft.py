@@ -24,7 +24,7 @@ class HardToSoft(TopK):
     """The expert of a row's task for the first part of training, then the k best; only training needs the task.
 
     In the first part the router itself gets no gradient from the task loss; the objectives `task_cross_entropy` and
-    `load_balance` teach it then.
+    `load_balance` teach it then. A validation judges the router, in that part too.
 
     Args:
         hard: Share of the training that goes by task, from 0 to 1.

@@ -1,5 +1,6 @@
 """Routers in training: routers alone on saved adapters, schedules, sampled choices."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 import moadapt
-from moadapt import attach
+from moadapt import Routing, RoutingContext, attach
 from moadapt.adapters import Hydra, LoRA
 from moadapt.bases import load_base
-from moadapt.objectives import TaskCrossEntropy
+from moadapt.objectives import LoadBalance, Objective, TaskCrossEntropy
 from moadapt.ranks import ExplainedVariance, Gates, Importance, RankAllocator
 from moadapt.router import RouterSpec
 from moadapt.storage import tensors
-from moadapt.training import MixedTasks, MixtureModule, Optimization
+from moadapt.tracing import Observation
+from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
 from moadapt.training.noise import keyed_noise, shared_noise
 from moadapt_routers import ByTask, HardToSoft, Poly, ReMix, Softmax
+from moadapt_routers.remix import ordered_log_prob
 from tests.models import randomize
 from tests.training import toy
-from tests.training.runs import trainer
+from tests.training.runs import Watch, trainer
+
+SCHEDULES = {"noise": 1.0, "end_noise": 0.1, "temperature": 2.0, "end_temperature": 0.5}
 
 
 def module_of(base: str, router: RouterSpec, **options: Any) -> MixtureModule:
@@ -31,10 +36,19 @@ def module_of(base: str, router: RouterSpec, **options: Any) -> MixtureModule:
     return MixtureModule(base, experts, LoRA(rank=2), router, optimization=settings, **options)
 
 
-def fit(folder: Path, module: MixtureModule, *callbacks: Callback, steps: int = 3, **options: Any) -> None:
-    data = MixedTasks(module.base, toy.toy_tasks(folder, rows=(6, 6)), batch_size=4)
+def fit(
+    folder: Path,
+    module: MixtureModule,
+    *callbacks: Callback,
+    steps: int = 3,
+    batch_size: int = 4,
+    resume: Path | None = None,
+    **options: Any,
+) -> None:
+    data = MixedTasks(module.base, toy.toy_tasks(folder, rows=(6, 6)), batch_size=batch_size)
     given = {"max_steps": steps, "limit_val_batches": 0, **options}
-    trainer(folder, *callbacks, **given).fit(module, datamodule=data)
+    weights_only = None if resume is None else True
+    trainer(folder, *callbacks, **given).fit(module, datamodule=data, ckpt_path=resume, weights_only=weights_only)
 
 
 @pytest.mark.parametrize("router", [Poly(), Softmax()], ids=["poly", "softmax"])
@@ -110,38 +124,38 @@ def test_the_average_of_skills_is_trained_on(tmp_path: Path, base: str) -> None:
 
 
 class Progress(Callback):
-    """Notes what routers are told and how one of them decides."""
+    """Notes what routers are told, and how they decide, in training and in validation."""
 
     def __init__(self) -> None:
-        self.seen: list[float] = []
-        self.weights: list[Tensor] = []
+        self.trained: list[Observation] = []
+        self.validated: list[Observation] = []
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        context = pl_module.mixture.context
-        self.seen.append(float(context.progress))
-        with torch.no_grad(), pl_module.mixture.trace() as trace:
-            pl_module.mixture(**batch.inputs, task=batch.task_names, prompt_mask=batch.prompt_mask)
-        self.weights.append(next(iter(trace.routings.values()))[0])
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        mixture = pl_module.mixture
+        mixture.context.observers.append(lambda seen: (self.validated, self.trained)[mixture.training].append(seen))
 
 
 def test_routers_are_told_how_far_training_is(tmp_path: Path, base: str) -> None:
-    module, watch = module_of(base, HardToSoft(k=2, hard=0.5)), Progress()
-    fit(tmp_path, module, watch, steps=4)
-    assert watch.seen == [0.0, 0.25, 0.5, 0.75]
-    hard = [bool(((weights == 0) | (weights == 1)).all()) for weights in watch.weights]
+    module, watch = module_of(base, HardToSoft(per="model", k=2, hard=0.5)), Progress()
+    fit(tmp_path, module, watch, steps=4, limit_val_batches=1, val_check_interval=1)
+    told = [each.seen.progress for each in watch.trained]
+    assert [float(share) for share in told if share is not None] == [0.0, 0.25, 0.5, 0.75]
+    hard = [bool((each.routing.weights.remainder(1) == 0).all()) for each in watch.trained]
     assert hard == [True, True, False, False]
     assert module.mixture.context.progress is None
+    assert len(watch.validated) >= 4
+    assert all(each.seen.progress is None for each in watch.validated)
 
 
 def test_accumulated_batches_share_the_noise_of_their_step(tmp_path: Path, base: str) -> None:
     seeds = []
 
-    class Watch(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
-            seeds.append(pl_module.mixture.context.noise.initial_seed())
+    class Noise(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.mixture.context.observers.append(lambda told: seeds.append(told.seen.noise.initial_seed()))
 
-    module = module_of(base, Poly())
-    fit(tmp_path, module, Watch(), steps=2, accumulate_grad_batches=2)
+    module = module_of(base, Poly(per="model"))
+    fit(tmp_path, module, Noise(), steps=2, accumulate_grad_batches=2)
     first, again, second = seeds  # an epoch of three batches ends with a step
     assert first == again != second
     assert module.mixture.context.noise is None
@@ -168,6 +182,54 @@ def test_sampled_choices_are_run_and_taught(tmp_path: Path, base: str) -> None:
     fit(tmp_path, module, Watch(), steps=2)
     assert len(passes) == 2 * 3
     assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sure(ReMix):
+    """Chooses the most probable experts in training as well, so that choices do not depend on the batch's noise."""
+
+    def choose(self, logits: Tensor, context: RoutingContext, *, training: bool) -> Routing:
+        routing = super().choose(logits, context, training=False)
+        assert routing.indices is not None
+        return replace(routing, log_prob=ordered_log_prob(logits, routing.indices) if training else None)
+
+    def policy_loss(self, log_prob: Tensor, losses: Tensor) -> Tensor:
+        return (losses.detach() * log_prob).sum()
+
+
+def test_accumulated_batches_teach_choices_as_one(tmp_path: Path, base: str) -> None:
+    found = []
+    for batch_size, accumulated in ((4, 1), (2, 2)):
+        module = module_of(base, Sure(k=1))
+        module.configure_model()
+        fit(tmp_path, module, steps=1, batch_size=batch_size, accumulate_grad_batches=accumulated, precision="64-true")
+        found.append([parameter.grad for parameter in module.mixture.routers.parameters()])
+    for one, two in zip(*found, strict=True):
+        assert one.abs().max() > 0.1
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("router", "objective"), [(ReMix(k=1, **SCHEDULES), LoadBalance()), (HardToSoft(**SCHEDULES), TaskCrossEntropy())]
+)
+def test_schedules_go_on_where_a_run_was_stopped(
+    tmp_path: Path, base: str, router: RouterSpec, objective: Objective
+) -> None:
+    options: dict[str, Any] = {"steps": 4, "accumulate_grad_batches": 2}
+
+    def module() -> MixtureModule:
+        made = module_of(base, router, objectives=[objective])
+        made.configure_model()  # while the seed holds
+        return made
+
+    whole, stopped, resumed = module(), module(), module()
+    fit(tmp_path, whole, **options)
+    with pytest.raises(Stopped):
+        fit(tmp_path, stopped, Watch(("train", 2)), KeepLast(tmp_path, every_n_steps=1000), **options)
+    fit(tmp_path, resumed, KeepLast(tmp_path, every_n_steps=1000), resume=tmp_path / "last.ckpt", **options)
+    ends = resumed.state_dict()
+    assert all(torch.equal(ends[name], tensor) for name, tensor in whole.state_dict().items())
+    assert not all(torch.equal(stopped.state_dict()[name], tensor) for name, tensor in ends.items())
 
 
 def test_sampled_choices_need_no_luck_to_be_repeated(tmp_path: Path, base: str) -> None:
