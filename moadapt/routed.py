@@ -23,6 +23,7 @@ class Routed:
         weights: What every expert got, (N, E).
         chosen: Whether an expert was chosen, (N, E).
         counted: 1 for an input that counts, else 0, (N,).
+        real: 1 for an input that is no padding, be it prompt or answer, else 0, (N,).
         logits: What the weights were made of, (N, E); None where there are none.
         tasks: Index of the task of each input's row, (N,); None where tasks were not told.
         images: Whether an input is an image token, (N,); None where there is no such difference.
@@ -35,6 +36,7 @@ class Routed:
     weights: Tensor
     chosen: Tensor
     counted: Tensor
+    real: Tensor
     logits: Tensor | None
     tasks: Tensor | None
     images: Tensor | None
@@ -84,6 +86,10 @@ class Routed:
         own = self.tasks.unsqueeze(1) == torch.arange(self.num_tasks, device=self.tasks.device)
         return torch.einsum("ns,n,ne->se", own.to(values.dtype), self.counted.to(values.dtype), values)
 
+    def with_answers(self) -> "Routed":
+        """Return the same inputs, of which tokens of answers count as well."""
+        return replace(self, counted=self.real)
+
     @property
     def count(self) -> Tensor:
         """How many inputs count, a scalar."""
@@ -128,12 +134,15 @@ def routed_at(
         chosen = weights.detach() != 0
     else:
         chosen = torch.zeros_like(weights, dtype=torch.bool).scatter(3, routing.indices, value=True)
+    every = weights.new_ones(rows * tokens * heads)
     counted = _each(seen.prompt, weights) if routing.per_token else None
+    real = _each(seen.real, weights) if routing.per_token else None
     task_ids = _row_tasks(seen.task_ids, rows)
     return Routed(
         weights.reshape(-1, width),
         chosen.reshape(-1, width),
-        weights.new_ones(rows * tokens * heads) if counted is None else counted.to(weights.dtype),
+        every if counted is None else counted.to(weights.dtype),
+        every if real is None else real.to(weights.dtype),
         None if routing.logits is None else routing.logits.expand(rows, tokens, heads, -1).reshape(-1, width),
         None if task_ids is None else task_ids.repeat_interleave(tokens * heads),
         _each(seen.image, weights) if routing.per_token else None,
@@ -164,7 +173,8 @@ def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.d
     """
     none = torch.zeros(0, len(experts), device=device)
     owners = _task_experts(experts, tasks, device)
-    return Routed(none, none.bool(), none[:, 0], none, none[:, 0].long(), None, none, (0, 0, 1), len(tasks), owners)
+    each = none[:, 0]
+    return Routed(none, none.bool(), each, each, none, each.long(), None, none, (0, 0, 1), len(tasks), owners)
 
 
 def _row_tasks(task_ids: Tensor | None, rows: int) -> Tensor | None:

@@ -57,6 +57,8 @@ class RoutingObjective(Objective, ABC):
 
     scopes: ClassVar[tuple[Scope, ...]] = SCOPES
     """Scopes of the routers that it can judge."""
+    counts_answers: ClassVar[bool] = False
+    """Whether tokens of answers count, as those of the prompt do."""
     needs_utilities: ClassVar[bool] = False
     """Whether training must measure what each expert by itself is worth to every row, by E + 1 passes more a step."""
 

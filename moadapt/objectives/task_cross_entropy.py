@@ -6,7 +6,7 @@ has weight 1 whatever its logit, they learn from it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class TaskCrossEntropy(RoutingObjective):
     """Mean cross-entropy, in nats, over inputs whose task has an expert of its name."""
+
+    counts_answers: ClassVar[bool] = True  # they are routed in generation, where nothing else may have taught it
 
     def check(self, mixture: "Mixture", tasks: Sequence[str]) -> None:
         """Refuse a mixture in which no expert bears a task's name.

@@ -41,7 +41,7 @@ def routing_values(
         )
     places = _by_place(mixture, observed, mixture.tasks if tasks is None else tasks, utilities)
     own = {
-        (name, place): torch.stack([objective.sums(routed) for routed in here]).sum(dim=0)
+        (name, place): torch.stack([_sums(objective, routed) for routed in here]).sum(dim=0)
         for name, objective in objectives.items()
         for place, here in places.items()
     }
@@ -56,6 +56,10 @@ def routing_values(
         name: torch.stack([objective.value(sums[name, place], places[place][0]) for place in reached]).mean()
         for name, objective in objectives.items()
     }
+
+
+def _sums(objective: RoutingObjective, routed: Routed) -> Tensor:
+    return objective.sums(routed.with_answers() if objective.counts_answers else routed)
 
 
 def _by_place(

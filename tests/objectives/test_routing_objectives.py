@@ -136,6 +136,21 @@ def test_information_of_the_task_draws_tasks_apart() -> None:
     assert value(MutualInformation(), logits, tasks).item() == pytest.approx(-math.log(2), abs=0.05)
 
 
+def test_tasks_are_taught_on_all_real_tokens_of_rows_with_an_expert() -> None:
+    """Of three rows, tasks a, none of the experts, and c; prompt and answer count, padding does not."""
+    logits = torch.randn(3, 4, 1, E).double()
+    real = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]).bool()
+    prompt = torch.tensor([[1, 1, 0, 0]] * 3).bool()
+    seen = RoutingContext(task_ids=torch.tensor([0, 1, 2]), prompt=prompt, real=real)
+    routed = routed_at(
+        Observation("here", Routing(logits.softmax(-1), E, logits=logits), seen), EXPERTS, ("a", "x", "c")
+    )
+    found = TaskCrossEntropy().value(TaskCrossEntropy().sums(routed.with_answers()), routed)
+    terms = -logits[:, :, 0].log_softmax(-1)
+    expected = torch.cat([terms[0, :3, EXPERTS.index("a")], terms[2, :, EXPERTS.index("c")]]).mean()
+    assert found.item() == pytest.approx(expected.item())
+
+
 def test_gates_are_pushed_to_zero() -> None:
     gates = torch.tensor([[0.5, -0.2, 0.0, 1.0], [0.1, 0.1, 0.1, 0.1]]).requires_grad_()
     routed = routed_at(Observation("here", Routing(gates.view(2, 1, 1, E), E), RoutingContext()), EXPERTS, ())
