@@ -228,6 +228,11 @@ class RouterSpec(ABC):
         """How many times training runs a batch, each with a routing of its own; more than 1 for sampled choices."""
         return 1
 
+    @property
+    def taught_by_loss(self) -> bool:
+        """Whether the loss of the answers teaches it something, if it learns at all."""
+        return True
+
     def policy_loss(self, log_prob: Tensor, losses: Tensor) -> Tensor:
         """Return what teaches routers by their sampled choices, a scalar; asked where there are several passes.
 

@@ -199,13 +199,30 @@ class MixtureModule(TaskModule):
             start(self.mixture, self._means(sites))
 
     def on_train_start(self) -> None:
-        """Let objectives judge whether they suit the mixture; start what changes ranks, or go on with it."""
+        """Let objectives judge whether they suit the mixture; start what changes ranks, or go on with it.
+
+        Raises:
+            ValueError: They do not, or nothing teaches the routers.
+        """
+        self._check_teaching()
         for objective in self._judges.values():
             objective.check(self.mixture, tuple(self.data.tasks))
         if self.ranks is not None:
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:
             self._driver.load_state(self._stored_ranks)
+
+    def _check_teaching(self) -> None:
+        """Refuse routers that would stay as they began, at random."""
+        learns = any(parameter.requires_grad for parameter in self.mixture.routers.parameters())
+        if self.router is None or self.router.taught_by_loss or not learns:
+            return
+        if not any(objective.weight for objective in self._judges.values()):
+            raise ValueError(
+                f"{self.router} gives its expert weight 1 whatever it learned, so the loss of the answers teaches it "
+                "nothing; add an objective on routings, such as task_cross_entropy, with a weight above 0, or choose "
+                "another router"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, telling routers how far the training is; one without end never gets on.

@@ -80,6 +80,11 @@ class Abstain(RouterSpec):
         """As the other router."""
         return self.inner.taught_by_task
 
+    @property
+    def taught_by_loss(self) -> bool:
+        """As the other router."""
+        return self.inner.taught_by_loss
+
     def build(self, dim: int, num_experts: int) -> "AbstainRouter":
         """Build the router of one place."""
         return AbstainRouter(self, self.inner.build(dim, num_experts))

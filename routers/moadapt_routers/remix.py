@@ -23,7 +23,7 @@ from moadapt_routers.top_k import TopK
 class ReMix(TopK):
     """k experts of constant weight, drawn in training and the most probable ones in use.
 
-    A training step costs as many passes as it has samples.
+    A training step costs the time and memory of as many passes as it has samples.
 
     Args:
         samples: How many draws a batch is run with, at least 2.
@@ -50,6 +50,11 @@ class ReMix(TopK):
     def passes(self) -> int:
         """How many draws a batch is run with."""
         return self.samples
+
+    @property
+    def taught_by_loss(self) -> bool:
+        """True, whatever k: by its draws."""
+        return True
 
     def policy_loss(self, log_prob: Tensor, losses: Tensor) -> Tensor:
         """Return what teaches the router, a scalar: its gradient is the leave-one-out policy gradient, over rows.

@@ -47,6 +47,11 @@ class Scenario(LogitRouterSpec):
                 "least 1"
             )
 
+    @property
+    def taught_by_loss(self) -> bool:
+        """False, as weights are 1 or 0."""
+        return False
+
     def logit_map(self, dim: int, num_experts: int) -> LogitMap:
         """Build the classifier."""
         return DeepLogitMap(dim, num_experts, self.width)

@@ -21,7 +21,7 @@ class TopK(LogitRouterSpec):
 
     Args:
         k: How many experts an input gets, 1 to E. With 1 the weight is always 1 and the router gets no gradient from
-            the task.
+            the task, but from objectives alone.
 
     Raises:
         ValueError: k is below 1, or above the number of experts (at build).
@@ -34,6 +34,11 @@ class TopK(LogitRouterSpec):
         super().__post_init__()
         if self.k < 1:
             raise ValueError(f"{type(self).__name__} got k={self.k}; it must be at least 1")
+
+    @property
+    def taught_by_loss(self) -> bool:
+        """Whether there is more than one expert to weigh."""
+        return self.k > 1
 
     def fewest(self) -> int:
         """Return k."""

@@ -29,7 +29,7 @@ def config(tmp_path: Path, base: str) -> dict[str, Any]:
             "base": base,
             "shared": "lora",
             "experts": {"small": {"class_path": "lora", "init_args": {"rank": 2}}, "large": "lora"},
-            "router": {"class_path": "top_k", "init_args": {"k": 1}},
+            "router": {"class_path": "top_k", "init_args": {"k": 2}},
             "dtype": "float32",
         },
         "data": {

@@ -77,11 +77,11 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     assert moadapt("fit") == 0
     stored = torch.load(last, weights_only=True)
     assert (stored["global_step"], stored["MixedTasks"]["epoch"], stored["MixedTasks"]["step"]) == (5, 2, 1)
-    assert moadapt("fit", "--model.router.k", "2") == 2
+    assert moadapt("fit", "--model.router.temperature", "2") == 2
     told = capsys.readouterr().err
-    assert "model.router.init_args.k was 1 and is 2" in told
+    assert "model.router.init_args.temperature was 1.0 and is 2.0" in told
     assert "--resume false" in told
-    assert moadapt("fit", "--model.router.k", "2", "--resume", "false", "--trainer.max_steps", "1") == 0
+    assert moadapt("fit", "--model.router.temperature", "2", "--resume", "false", "--trainer.max_steps", "1") == 0
     assert torch.load(last, weights_only=True)["global_step"] == 1
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters import LoRA
+from moadapt.objectives import LoadBalance
 from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, data
 from moadapt.training.order import Draw, MixedOrder
@@ -43,6 +44,8 @@ def trained(folder: Path, base: str, processes: int, router: RouterSpec | None, 
     """Train three steps in float64 and return adapters and routers."""
     torch.manual_seed(0)
     experts = {name: LoRA(rank=2) for name in ("small", "large")} if router else None
+    objectives = [LoadBalance()] if router == TopK(k=1) else None  # nothing else teaches it
+    options = {"objectives": objectives, **options}
     module = Recording(base, experts, LoRA(rank=2), router, optimization=Optimization(learning_rate=1e-2), **options)
     module.alone, module.result = processes == 1, folder / f"{processes}.pt"
     module.configure_model()

@@ -13,7 +13,7 @@ from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
 from moadapt.training.loss import answer_logits
 from moadapt.training.module import TaskModule
 from moadapt.training.order import Draw
-from moadapt_routers import ByTask, TopK
+from moadapt_routers import ByTask, Switch, TopK
 from tests.training import runs, toy
 from tests.training.runs import trainer
 
@@ -23,7 +23,7 @@ EXPERTS = {"small": LoRA(rank=2), "large": LoRA(rank=3)}
 
 def mixture(base: str, router: RouterSpec | None = None, **options: Any) -> MixtureModule:
     given = {"optimization": FAST, "shared": LoRA(rank=2), **options}
-    return MixtureModule(base, EXPERTS, router=router or TopK(k=1), **given)
+    return MixtureModule(base, EXPERTS, router=router or Switch(), **given)
 
 
 def plain(base: str) -> PeftModule:

@@ -17,13 +17,13 @@ from moadapt.router import RouterSpec, RoutingContext
 from moadapt.routing import Routing
 from moadapt.training import MixedTasks, MixtureModule, Optimization
 from moadapt.training.penalties import routing_values
-from moadapt_routers import Softmax, TopK
+from moadapt_routers import Softmax, Switch, TopK
 from tests.conformance.canonical import TASKS, make
 from tests.models import llava_batch, padded
 from tests.training import toy
 from tests.training.runs import trainer
 
-ROUTERS = [TopK(k=2, scope="token", per="layer"), TopK(k=1, scope="sequence", per="layer")]
+ROUTERS = [TopK(k=2, scope="token", per="layer"), Switch(scope="sequence", per="layer")]
 OBJECTIVES_ON_ROUTINGS = [
     pytest.param(part, router, id=f"{router.scope}-{name}")
     for name, part in OBJECTIVES
@@ -137,7 +137,7 @@ def test_a_mixture_without_routing_has_nothing_to_judge() -> None:
 
 def test_objectives_know_tasks_that_no_expert_is_named_after(tmp_path: Path, base: str) -> None:
     experts = {name: LoRA(rank=2) for name in ("first", "second")}
-    module = MixtureModule(base, experts, None, TopK(k=1), objectives=[MutualInformation(weight=0.0)])
+    module = MixtureModule(base, experts, None, TopK(k=2), objectives=[MutualInformation(weight=0.0)])
     fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
     fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=6))
     assert -math.log(2) <= fit.callback_metrics["objective/mutual_information"].item() < 0

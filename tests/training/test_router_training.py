@@ -20,7 +20,7 @@ from moadapt.storage import tensors
 from moadapt.tracing import Observation
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
 from moadapt.training.noise import keyed_noise, shared_noise
-from moadapt_routers import ByTask, HardToSoft, Poly, ReMix, Softmax
+from moadapt_routers import ByTask, HardToSoft, MeteoRA, Poly, ReMix, Scenario, Softmax, TopK
 from moadapt_routers.remix import ordered_log_prob
 from tests.models import randomize
 from tests.training import toy
@@ -242,6 +242,21 @@ def test_sampled_choices_need_no_luck_to_be_repeated(tmp_path: Path, base: str) 
     for name, tensor in ends[0].items():
         assert torch.equal(ends[1][name], tensor)
         torch.testing.assert_close(ends[2][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("router", [TopK(k=1), Scenario(), MeteoRA(k=1)], ids=["top_k", "scenario", "meteora"])
+def test_routers_that_nothing_teaches_are_not_trained(tmp_path: Path, base: str, router: RouterSpec) -> None:
+    for objectives in ([], [TaskCrossEntropy(weight=0.0)]):
+        with pytest.raises(
+            ValueError, match="the loss of the answers teaches it nothing; add an objective on routings"
+        ):
+            fit(tmp_path, module_of(base, router, objectives=objectives))
+    module = module_of(base, router, objectives=[TaskCrossEntropy()])
+    module.configure_model()
+    began = [parameter.clone() for parameter in module.mixture.routers.parameters()]
+    fit(tmp_path, module, steps=1)
+    after = module.mixture.routers.parameters()
+    assert not any(torch.equal(one, two) for one, two in zip(began, after, strict=True))
 
 
 def test_teaching_by_task_makes_a_router_know_them(tmp_path: Path, base: str) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from moadapt.adapters import LoRA
 from moadapt.measures import Load, TaskLoad
+from moadapt.objectives import TaskCrossEntropy
 from moadapt.placement import Placement
 from moadapt.registry import ROUTERS
 from moadapt.routed import routed_at, with_tasks
@@ -28,7 +29,8 @@ def validated(folder: Path, base: str, router: RouterSpec | None, epochs: int = 
     """Train an epoch or more with a validation each; return module, data, what was logged and what was written."""
     torch.manual_seed(0)
     experts = None if router is None else {name: LoRA(rank=2, placement=EVERYWHERE) for name in ("small", "large")}
-    module = MixtureModule(base, experts, LoRA(rank=1), router)
+    taught = None if router is None or router.taught_by_loss else [TaskCrossEntropy()]
+    module = MixtureModule(base, experts, LoRA(rank=1), router, objectives=taught)
     data = MixedTasks(base, toy.toy_tasks(folder), batch_size=4)
     fit = trainer(folder, LogRouting(folder / "run"), max_epochs=epochs, limit_train_batches=1, **options)
     fit.fit(module, datamodule=data)
@@ -98,7 +100,7 @@ def test_routers_are_not_watched_after_a_failure(tmp_path: Path, base: str, monk
         raise ArithmeticError("the battery is empty")
 
     monkeypatch.setattr(MixtureModule, "validation_step", fail)
-    module = MixtureModule(base, {name: LoRA(rank=2) for name in ("small", "large")}, None, TOKENS)
+    module = MixtureModule(base, {name: LoRA(rank=2) for name in ("small", "large")}, None, ByTask())
     fit = trainer(tmp_path, LogRouting(tmp_path / "run"), max_epochs=1, limit_train_batches=1)
     with pytest.raises(ArithmeticError):
         fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=4))
