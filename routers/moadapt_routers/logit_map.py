@@ -6,23 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_WEIGHT, _LOGIT = 0.02, 0.25
+"""Standard deviation of initial weights, less where those of a wide map would give logits a larger one than this."""
+
 
 class LogitMap(nn.Module):
-    """Linear map from features to logits.
+    """Linear map from normalised features to logits, which begin small whatever the width.
 
     Args:
         dim: D.
         num_experts: E.
-        spread: Standard deviation of the initial weights.
         bias: Whether each expert has a constant of its own.
     """
 
     bias: Tensor | None
 
-    def __init__(self, dim: int, num_experts: int, *, spread: float = 0.02, bias: bool = True) -> None:
+    def __init__(self, dim: int, num_experts: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.spread = spread
-        self.weight = nn.Parameter(torch.randn(num_experts, dim) * spread)
+        self.spread = min(_WEIGHT, _LOGIT * dim**-0.5)
+        self.weight = nn.Parameter(torch.randn(num_experts, dim) * self.spread)
         self.register_parameter("bias", nn.Parameter(torch.zeros(num_experts)) if bias else None)
 
     def forward(self, features: Tensor) -> Tensor:

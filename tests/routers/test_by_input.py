@@ -89,6 +89,16 @@ def test_one_expert_alone_is_available(spec: type[LogitRouterSpec], training: bo
             assert all(p.grad is None or p.grad.isfinite().all() for p in router.parameters())
 
 
+@pytest.mark.parametrize("width", [32, 4096])
+def test_logits_begin_small_at_any_width(width: int) -> None:
+    torch.manual_seed(0)
+    context = RoutingContext(hidden=torch.randn(64, 4, width))
+    for router in (Softmax(scope="token").build(width, 8), MeteoRA().build(width, 8), Scenario().build(width, 8)):
+        assert 0 < float(router(context).logits.detach().std()) < 0.3
+        router.grow(8)
+        assert 0 < float(router(context).logits.detach()[..., 8:].std()) < 0.3
+
+
 def nearest_on_simplex(z: Tensor) -> Tensor:
     """By trying all supports, (E,)."""
     best, found = float("inf"), z
