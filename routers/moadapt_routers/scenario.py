@@ -1,7 +1,7 @@
 """Routing by a classifier of the prompt: one expert set, switched on as a whole, or none where it is not sure.
 
-After scenario-specific adapter sets of audio-visual speech recognition (METHODS of one noise class each): a small
-network names the scenario, and the base alone serves what fits none.
+After scenario-specific adapter sets of audio-visual speech recognition, one for each class of noise: a small network
+names the scenario, and the base alone serves what fits none.
 """
 
 from dataclasses import dataclass
