@@ -45,8 +45,8 @@ class MixtureModule(TaskModule):
             the language tower.
         objectives: What is made small beside the loss of the answers.
         optimization: Settings of the optimiser.
-        pass_task: Whether the mixture is told the task of every row; it is told always where the router goes by task or
-            is taught by it. Objectives always know it.
+        pass_task: Whether the mixture is told the task of every row; it is told always where the router goes by task,
+            and in training where the router is taught by it. Objectives always know it.
         dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         gradient_checkpointing: Compute blocks again in the backward pass, to save memory.
@@ -85,9 +85,8 @@ class MixtureModule(TaskModule):
         super().__init__(base, optimization, dtype, attn_implementation, seed)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
-        taught = router is not None and (router.depends_on == "task" or router.taught_by_task)
         self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
-        self.pass_task = pass_task or taught
+        self.pass_task = pass_task or (router is not None and router.depends_on == "task")
         self.gradient_checkpointing = gradient_checkpointing
         self.ranks, self.start_from, self.trains = ranks, start_from, train
         if calibration_batches < 1:
@@ -130,7 +129,7 @@ class MixtureModule(TaskModule):
         return self.mixture
 
     def setup(self, stage: str) -> None:
-        """Require that the router knows the tasks of the data where it goes by task.
+        """Require that the router knows the tasks of the data where it goes by task, or is taught by it.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
@@ -139,14 +138,13 @@ class MixtureModule(TaskModule):
             ValueError: It does not know one, or, in training, knows one that the data lacks.
         """
         self._fits = stage == "fit"
-        if self.router is None or self.router.depends_on != "task":
+        router = self.router
+        if router is None or not (router.depends_on == "task" or (router.taught_by_task and self._fits)):
             return
-        tasks, known = list(self.data.tasks), self.router.task_names(list(self.experts or {}))
-        strange = [] if self.router.takes_unknown_tasks else [name for name in tasks if name not in known]
-        alone = {
-            "tasks that it does not know": strange,
-            "tasks that the data lacks": [name for name in known if name not in tasks and stage == "fit"],
-        }
+        tasks, known = list(self.data.tasks), router.task_names(list(self.experts or {}))
+        strange = [] if router.takes_unknown_tasks else [name for name in tasks if name not in known]
+        idle = [name for name in known if name not in tasks and self._fits and router.depends_on == "task"]
+        alone = {"tasks that it does not know": strange, "tasks that the data lacks": idle}
         told = [f"{what}: {', '.join(names)}" for what, names in alone.items() if names]
         if told:
             raise ValueError(
@@ -257,8 +255,10 @@ class MixtureModule(TaskModule):
 
     def options(self, batch: Batch) -> dict[str, Any]:
         """Return the prompt mask of a batch with answers, and the tasks where the mixture is told them."""
-        told: dict[str, Any] = {"task": batch.task_names} if self.pass_task else {}
-        return told if batch.labels is None else {**told, "prompt_mask": batch.prompt_mask}
+        trains = batch.labels is not None
+        taught = trains and self.router is not None and self.router.taught_by_task
+        told: dict[str, Any] = {"task": batch.task_names} if self.pass_task or taught else {}
+        return {**told, "prompt_mask": batch.prompt_mask} if trains else told
 
     def losses(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
         """Return loss and count of tokens of every row, and keep what the routers decided.

@@ -147,6 +147,17 @@ def test_routers_are_told_how_far_training_is(tmp_path: Path, base: str) -> None
     assert all(each.seen.progress is None for each in watch.validated)
 
 
+def test_tasks_that_teach_are_needed_in_training_alone(tmp_path: Path, base: str) -> None:
+    tasks = toy.toy_tasks(tmp_path)
+    module = module_of(base, HardToSoft())
+    other = MixedTasks(base, {"small": tasks["small"], "third": tasks["large"]}, batch_size=4)
+    with pytest.raises(ValueError, match="goes by task, and there are tasks that it does not know: third"):
+        trainer(tmp_path, max_steps=1).fit(module, datamodule=other)
+    (scores,) = trainer(tmp_path).validate(module, datamodule=other, verbose=False)
+    assert {"small/exact", "third/exact"} <= scores.keys()
+    fit(tmp_path, MixtureModule(base, {**module.experts, "general": LoRA(rank=2)}, LoRA(rank=2), HardToSoft()), steps=1)
+
+
 def test_accumulated_batches_share_the_noise_of_their_step(tmp_path: Path, base: str) -> None:
     seeds = []
 
