@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters.family import Factors
+from moadapt.answer_losses import answer_losses
 from moadapt.context import routers_of
 from moadapt.merging.calibration import Batch, as_batches
 from moadapt.mixture import Mixture
@@ -217,10 +218,8 @@ def _loss(mixture: Mixture, batches: Sequence[Batch], weights: Tensor) -> float:
     total = count = 0.0
     with mixture.override(dict(zip(mixture.experts, weights.tolist(), strict=True))):
         for batch in batches:
-            if batch.get("labels") is None:
-                raise ValueError("the loss of examples needs their answers; give batches with labels")
-            told = float((batch["labels"] != -100).sum())
-            total, count = total + float(mixture(**batch).loss) * told, count + told
+            losses, counts = answer_losses(mixture, batch)
+            total, count = total + float(losses.sum()), count + float(counts.sum())
     return total / count
 
 

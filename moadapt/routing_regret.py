@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from moadapt.answer_losses import answer_losses
 from moadapt.merging.calibration import Batch, as_batches
 from moadapt.mixture import Mixture
 from moadapt.tracing import Observation
@@ -112,10 +112,5 @@ def _agreement(observed: list[Observation], owners: Tensor) -> Tensor:
 
 def _losses(mixture: Mixture, batch: Batch) -> Tensor:
     """Return the mean loss of each row's answer tokens, on the CPU, (B,)."""
-    logits, labels = mixture(**batch).logits, batch["labels"]
-    if not mixture.base.config.is_encoder_decoder:  # there logits are one token ahead
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tokens = functional.cross_entropy(exact.mT, labels, ignore_index=-100, reduction="none")
-    means: Tensor = tokens.sum(dim=1) / (labels != -100).sum(dim=1).clamp(min=1)
-    return means.cpu()
+    losses, counts = answer_losses(mixture, batch)
+    return (losses / counts.clamp(min=1)).cpu()
