@@ -12,19 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
-from moadapt.measures import (
-    DeadExperts,
-    Drift,
-    DroppedTokens,
-    EffectiveExperts,
-    InputInformation,
-    Load,
-    ModalityLoad,
-    RoutingEntropy,
-    TaskInformation,
-    TaskLoad,
-    row_shares,
-)
+from moadapt import measures
 from moadapt.routed import routed_at, with_tasks
 from moadapt.tracing import Observation
 from moadapt.training.batch import Batch
@@ -41,6 +29,9 @@ class LogRouting(Callback):
     Logs `routing/<place>/<measure>` and the mean over places, `routing/<measure>`; writes `routing.json`, which holds
     the tables too. Drift is that from the validation before, and there is none in the first after a start.
 
+    While training, `routing/dropped_in_training` is the share of choices for which an expert had no room, where routers
+    choose, in the steps that are logged.
+
     Args:
         folder: Where the file goes, made if need be.
     """
@@ -51,10 +42,27 @@ class LogRouting(Callback):
         self._before: dict[tuple[str, int], Tensor] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._watching = ExitStack()
+        self._dropped = measures.DroppedTokens()
         self._batch = 0
         self._task_ids = torch.empty(0)
         self._tasks: tuple[str, ...] = ()
         self._experts: tuple[str, ...] = ()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Watch what routers drop in a step that is logged."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0 and isinstance(pl_module, MixtureModule):
+            self._dropped = measures.DroppedTokens().to(pl_module.device)
+            self._watching.enter_context(pl_module.mixture.watch(self._note_dropped))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log it, where routers choose."""
+        self._watching.close()
+        if self._dropped.update_called:
+            pl_module.log("routing/dropped_in_training", self._dropped.compute())
+            self._dropped.reset()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start new measures, and watch the routers."""
@@ -78,7 +86,7 @@ class LogRouting(Callback):
         self._watching.close()
         if not self._measures:
             return
-        found = {place: _values(measures) for place, measures in self._measures.items()}
+        found = {place: _values(own) for place, own in self._measures.items()}
         found = {place: values for place, values in found.items() if not bool(values["load"].isnan().any())}
         means = _means(found)
         pl_module.log_dict({f"routing/{name}": value for name, value in {**_numbers(found), **means}.items()})
@@ -95,17 +103,22 @@ class LogRouting(Callback):
         """Measure one routing of a prompt; what follows the prompt is no input of the data."""
         if observed.continues:
             return
-        measures, place = self._measures[observed.place], observed.place
+        own, place = self._measures[observed.place], observed.place
         routed = routed_at(with_tasks(observed, self._task_ids), self._experts, self._tasks)
-        for name, measure in measures.items():
+        for name, measure in own.items():
             if name != _DRIFT:
                 measure.update(routed)
         key = (place, self._batch)
         if key not in self._rows:  # some bases run a tower several times a batch
-            rows = self._rows[key] = row_shares(routed, len(observed.routing.weights))
+            rows = self._rows[key] = measures.row_shares(routed, len(observed.routing.weights))
             before = self._before.get(key)
             if before is not None and before.shape == rows.shape:
-                measures[_DRIFT].update(before, rows)
+                own[_DRIFT].update(before, rows)
+
+    def _note_dropped(self, observed: Observation) -> None:
+        """Measure the choices of one routing; a dense one chooses nothing."""
+        if observed.routing.indices is not None:
+            self._dropped.update(routed_at(observed, (), ()).with_answers())
 
     def _write(self, record: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,25 +131,25 @@ class LogRouting(Callback):
 def _fresh(tasks: int, experts: int, device: torch.device) -> dict[str, Metric]:
     """Return the measures of one place, by the names they are logged under."""
     made: dict[str, Metric] = {
-        "load": Load(experts),
-        "entropy": RoutingEntropy(),
-        "effective_experts": EffectiveExperts(),
-        "dead_experts": DeadExperts(experts),
-        "input_information": InputInformation(experts),
-        "task_information": TaskInformation(tasks, experts),
-        "dropped": DroppedTokens(),
-        _DRIFT: Drift(),
-        "load_by_task": TaskLoad(tasks, experts),
-        "load_by_modality": ModalityLoad(experts),
+        "load": measures.Load(experts),
+        "entropy": measures.RoutingEntropy(),
+        "effective_experts": measures.EffectiveExperts(),
+        "dead_experts": measures.DeadExperts(experts),
+        "input_information": measures.InputInformation(experts),
+        "task_information": measures.TaskInformation(tasks, experts),
+        "dropped": measures.DroppedTokens(),
+        _DRIFT: measures.Drift(),
+        "load_by_task": measures.TaskLoad(tasks, experts),
+        "load_by_modality": measures.ModalityLoad(experts),
     }
     return {name: measure.to(device) for name, measure in made.items()}
 
 
-def _values(measures: dict[str, Metric]) -> dict[str, Tensor]:
+def _values(own: dict[str, Metric]) -> dict[str, Tensor]:
     """Reduce the measures of one place over all processes; some of these may have had nothing to measure."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The ``compute`` method", UserWarning)
-        return {name: measure.compute().detach().cpu() for name, measure in measures.items()}
+        return {name: measure.compute().detach().cpu() for name, measure in own.items()}
 
 
 def _numbers(found: dict[str, dict[str, Tensor]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from moadapt.routed import routed_at, with_tasks
 from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule
 from moadapt.training.routing_log import FILE, LogRouting
-from moadapt_routers import ByTask, TopK
+from moadapt_routers import ByTask, Switch, TopK
 from tests.training import toy
 from tests.training.runs import trainer
 
@@ -105,3 +105,14 @@ def test_routers_are_not_watched_after_a_failure(tmp_path: Path, base: str, monk
     with pytest.raises(ArithmeticError):
         fit.fit(module, datamodule=MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=4))
     assert module.mixture.context.observers == []
+
+
+@pytest.mark.parametrize(("router", "drops"), [(Switch(scope="token", capacity=0.5), True), (Switch(), False)])
+def test_what_training_drops_is_logged(tmp_path: Path, base: str, router: Switch, drops: bool) -> None:
+    torch.manual_seed(0)
+    module = MixtureModule(base, {name: LoRA(rank=2) for name in ("small", "large")}, LoRA(rank=2), router)
+    data = MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=4)
+    fit = trainer(tmp_path, LogRouting(tmp_path), max_steps=2, limit_val_batches=0, log_every_n_steps=1)
+    fit.fit(module, datamodule=data)
+    dropped = float(fit.callback_metrics["routing/dropped_in_training"])
+    assert (0.05 < dropped < 1) if drops else dropped == 0
