@@ -124,7 +124,8 @@ class AbstainRouter(FittedRouter):
         if self.spec.score == "distance":
             own = examples[~held_out]
             known = sorted(set(own.experts.tolist()))
-            centres = torch.stack([own.features[own.experts == expert].mean(dim=0) for expert in known])
+            means = torch.stack([own.features[own.experts == expert].mean(dim=0) for expert in known])
+            centres = functional.normalize(means, dim=-1)
         logits = None
         if self.spec.score != "distance":
             logits = torch.cat([_logits(routing) for routing in fitting.route(self.inner)])[held_out]
@@ -137,10 +138,10 @@ class AbstainRouter(FittedRouter):
         Args:
             features: (B, D).
             logits: (B, E); None where they do not count.
-            centres: (C, D).
+            centres: Of unit length, (C, D).
         """
         if logits is None:
-            return 1 - (functional.normalize(features, dim=-1) @ functional.normalize(centres, dim=-1).T).amax(dim=-1)
+            return 1 - (functional.normalize(features, dim=-1) @ centres.T).amax(dim=-1)
         return -logits.logsumexp(dim=-1) if self.spec.score == "energy" else -logits.amax(dim=-1)
 
     def forward(self, context: RoutingContext) -> Routing:

@@ -62,13 +62,8 @@ class DirectionRouterSpec(RetrievalSpec):
             vectors: Right singular vectors, (R, D).
         """
 
-    def build(self, dim: int, num_experts: int) -> "DirectionRouter":
-        """Build the router of one site.
-
-        Raises:
-            ValueError: There are fewer than k experts.
-        """
-        self.check_count(num_experts)
+    def router(self, dim: int, num_experts: int) -> "DirectionRouter":
+        """Build the router of one site."""
         return DirectionRouter(self, dim, num_experts)
 
 

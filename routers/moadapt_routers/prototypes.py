@@ -43,13 +43,8 @@ class Prototypes(RetrievalSpec):
         """It looks at examples alone."""
         return frozenset({"examples"})
 
-    def build(self, dim: int, num_experts: int) -> "PrototypeRouter":
-        """Build the router of one place.
-
-        Raises:
-            ValueError: There are fewer than k experts.
-        """
-        self.check_count(num_experts)
+    def router(self, dim: int, num_experts: int) -> "PrototypeRouter":
+        """Build the router of one place."""
         return PrototypeRouter(self, dim, num_experts)
 
 

@@ -3,12 +3,13 @@
 Axes: B rows, T tokens, E experts, K chosen.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from moadapt.router import RouterSpec, mask_unavailable
+from moadapt.router import Router, RouterSpec, mask_unavailable
 from moadapt.routing import Routing
 
 
@@ -35,6 +36,24 @@ class RetrievalSpec(RouterSpec):
                 f"{type(self).__name__} got k={self.k}, temperature={self.temperature}; k is at least 1, the "
                 "temperature above 0"
             )
+
+    @abstractmethod
+    def router(self, dim: int, num_experts: int) -> Router:
+        """Build the router of one place, of k experts or more.
+
+        Args:
+            dim: D.
+            num_experts: E.
+        """
+
+    def build(self, dim: int, num_experts: int) -> Router:
+        """Build the router of one place.
+
+        Raises:
+            ValueError: There are fewer than k experts.
+        """
+        self.check_count(num_experts)
+        return self.router(dim, num_experts)
 
     def check_count(self, num_experts: int) -> None:
         """Refuse fewer experts than an input gets.
