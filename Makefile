@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint docs bench clean
+.PHONY: demo test test-slow lint docs bench results clean
 
 demo: $(VENV)/installed
 	$(BIN)/moadapt demo $(ARGS)
@@ -34,6 +34,10 @@ docs: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python tests/bench/routing.py $(ARGS)
+
+results: $(VENV)/installed  # an hour or two; the same command goes on where it stopped
+	$(BIN)/python -m tests.bench.router_quality run $(ARGS)
+	$(BIN)/python -m tests.bench.composition run
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

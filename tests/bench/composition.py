@@ -1,7 +1,7 @@
 """Twelve LoRAs trained apart on twelve tasks, put behind a router that is not told the task.
 
-    python tests/bench/composition.py run          # trains, composes, fits or trains routers; resumes
-    python tests/bench/composition.py table        # as in docs/results.md
+    python -m tests.bench.composition run          # trains, composes, fits or trains routers; resumes
+    python -m tests.bench.composition table        # as in docs/results.md
 
 The tasks are about digit scenes: kinds of questions, answers in words, denied or said twice, and boxes. Each LoRA sees
 its own task's rows alone. Then adapters stay frozen; routers are fitted to examples, or trained on rows of all tasks.
@@ -9,7 +9,6 @@ The bounds are `by_task`, each row's own adapter, and `constant`, the average of
 answers to held-out rows, whose handwriting no training saw.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping
@@ -39,7 +38,7 @@ from moadapt.task import BadExample, Example, Task
 from moadapt.training import MixedTasks, MixtureModule
 from moadapt.training.batch import Batch
 from moadapt_tasks.digit_scenes.questions import NUMBERS
-from tests.bench.quality import slug
+from tests.bench.quality import parser_of, slug
 
 ROWS = {"train": 2000, "validation": 16, "test": 40}
 STEPS, ROUTER_STEPS, EXAMPLES = 250, 150, 16
@@ -134,37 +133,37 @@ def data_of(tasks: Mapping[str, Task], seed: int, batch_size: int) -> MixedTasks
     return data
 
 
-def frozen(router: str, **fields: Any) -> RouterSpec:
+def router_of(router: str, **fields: Any) -> RouterSpec:
     """Return a router by short name."""
     spec: RouterSpec = bind(ROUTERS.get(router), fields)
     return spec
 
 
 FITTED: dict[str, RouterSpec] = {
-    "by_task (oracle)": frozen("by_task"),
-    "constant (average)": frozen("constant"),
-    "constant (sum)": frozen("constant", weights=(1.0,) * 12),
-    "arrow": frozen("arrow"),
-    "spectral": frozen("spectral"),
-    "prototypes": frozen("prototypes", k=1),
-    "prototypes, k 2": frozen("prototypes", k=2),
-    "lorahub": frozen("lorahub"),
+    "by_task (oracle)": router_of("by_task"),
+    "constant (average)": router_of("constant"),
+    "constant (sum)": router_of("constant", weights=(1.0,) * 12),
+    "arrow": router_of("arrow"),
+    "spectral": router_of("spectral"),
+    "prototypes": router_of("prototypes", k=1),
+    "prototypes, k 2": router_of("prototypes", k=2),
+    "lorahub": router_of("lorahub"),
 }
 BALANCED, TAUGHT = {"load_balance": 0.01}, {"task_cross_entropy": 0.5}
 TRAINED: dict[str, tuple[RouterSpec, Mapping[str, float]]] = {
-    "softmax": (frozen("softmax"), {}),
-    "softmax, taught": (frozen("softmax"), TAUGHT),
-    "top_k": (frozen("top_k"), BALANCED),
-    "top_k, taught": (frozen("top_k", k=1), TAUGHT),
-    "sparsemax": (frozen("sparsemax"), {}),
-    "top_p": (frozen("top_p"), {}),
-    "switch": (frozen("switch"), BALANCED),
-    "threshold": (frozen("threshold"), {}),
-    "prompt_mlp": (frozen("prompt_mlp"), {}),
-    "scenario": (frozen("scenario"), TAUGHT),
-    "hard_to_soft": (frozen("hard_to_soft", k=1), TAUGHT),
-    "meteora": (frozen("meteora"), TAUGHT),
-    "remix": (frozen("remix", k=1), BALANCED),
+    "softmax": (router_of("softmax"), {}),
+    "softmax, taught": (router_of("softmax"), TAUGHT),
+    "top_k": (router_of("top_k"), BALANCED),
+    "top_k, taught": (router_of("top_k", k=1), TAUGHT),
+    "sparsemax": (router_of("sparsemax"), {}),
+    "top_p": (router_of("top_p"), {}),
+    "switch": (router_of("switch"), BALANCED),
+    "threshold": (router_of("threshold"), {}),
+    "prompt_mlp": (router_of("prompt_mlp"), {}),
+    "scenario": (router_of("scenario"), TAUGHT),
+    "hard_to_soft": (router_of("hard_to_soft", k=1), TAUGHT),
+    "meteora": (router_of("meteora"), TAUGHT),
+    "remix": (router_of("remix", k=1), BALANCED),
 }
 
 
@@ -263,11 +262,7 @@ def table(out: Path) -> str:
 
 def main() -> None:
     """Run, or print the table."""
-    parser = argparse.ArgumentParser(description="Twelve LoRAs trained apart, composed.")
-    parser.add_argument("do", choices=["run", "table"])
-    parser.add_argument("--only", nargs="+", choices=[*FITTED, *TRAINED], default=[*FITTED, *TRAINED])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/composition"))
+    parser = parser_of("Twelve LoRAs trained apart, composed.", [*FITTED, *TRAINED], "runs/composition")
     given = parser.parse_args()
     quiet()
     if given.do == "run":
@@ -279,10 +274,10 @@ def main() -> None:
             fitted(FITTED["by_task (oracle)"], folders, data).save(composed)
         for name in given.only:
             if not (given.out / slug(name) / "record.json").is_file():
-                trains = name in TRAINED
-                mixture = (
-                    taught(name, folders, data, composed, given.out) if trains else fitted(FITTED[name], folders, data)
-                )
+                if name in TRAINED:
+                    mixture = taught(name, folders, data, composed, given.out)
+                else:
+                    mixture = fitted(FITTED[name], folders, data)
                 judged(name, mixture, tasks, data, given.out)
     print(table(given.out))
 

@@ -220,16 +220,28 @@ def spread(values: list[float], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def parser_of(about: str, names: Iterable[str], out: str) -> argparse.ArgumentParser:
+    """Return what parses the options that all measurements of quality have.
+
+    Args:
+        about: What is measured.
+        names: Of all variants.
+        out: Where runs go by default.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("do", choices=["run", "table"])
+    parser.add_argument("--only", nargs="+", choices=list(names), default=list(names))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    return parser
+
+
 def main() -> None:
     """Run variants, or print the table."""
-    parser = argparse.ArgumentParser(description="Quality of adapters in the demo's setting.")
-    parser.add_argument("do", choices=["run", "table"])
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser = parser_of("Quality of adapters in the demo's setting.", VARIANTS, "runs/quality")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     given = parser.parse_args()
     quiet()
     if given.do == "run":

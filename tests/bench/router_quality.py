@@ -1,14 +1,13 @@
 """What routers are worth in the demo's setting: scores, cost, how sharp they are, and what merging them costs.
 
-    python tests/bench/router_quality.py run --seeds 0           # every router; resumes, and reuses what is done
-    python tests/bench/router_quality.py run --only softmax top_k --seeds 0 1 2
-    python tests/bench/router_quality.py table                   # as in docs/results.md
+    python -m tests.bench.router_quality run --seeds 0           # every router; resumes, and reuses what is done
+    python -m tests.bench.router_quality run --only softmax top_k --seeds 0 1 2
+    python -m tests.bench.router_quality table                   # as in docs/results.md
 
 All have one LoRA of rank 8 a task and a shared one of rank 4, and train for the same steps on the same rows. Bounds are
 `by_task`, which is told the task in use as well, `constant`, which does not route, and one LoRA of as many parameters.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -27,7 +26,7 @@ from moadapt.registry import OBJECTIVES, ROUTERS
 from moadapt.routed import routed_at
 from moadapt.specs import bind
 from moadapt.training import MixedTasks, MixtureModule
-from tests.bench.quality import SCORES, TASKS, Choice, Record, Variant, prepared, records, run, slug, spread
+from tests.bench.quality import SCORES, TASKS, Choice, Record, Variant, parser_of, prepared, records, run, slug, spread
 
 CALIBRATION = 6
 
@@ -146,13 +145,9 @@ def digits(score: str) -> int:
 
 def main() -> None:
     """Run routers, or print the table."""
-    parser = argparse.ArgumentParser(description="Quality of routers in the demo's setting.")
-    parser.add_argument("do", choices=["run", "table"])
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser = parser_of("Quality of routers in the demo's setting.", VARIANTS, "runs/routers")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/routers"))
     given = parser.parse_args()
     quiet()
     if given.do == "run":

@@ -1,7 +1,7 @@
 """What each router costs: its share of a training step, beside peft's X-LoRA and Arrow.
 
-    python tests/bench/routers.py                      # both sizes, float32
-    python tests/bench/routers.py --size small --rounds 15 --out routers.json
+    python -m tests.bench.routers                      # both sizes, float32
+    python -m tests.bench.routers --size small --rounds 15 --out routers.json
 
 Eight experts of rank 8 at every linear layer of a Llama-shaped model, one router a layer or a model. Each router runs
 beside a twin that is given its weights, once decided: the same products in banks, the same gradients of the weights,
