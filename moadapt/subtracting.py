@@ -16,6 +16,7 @@ from moadapt.adapters.family import Bank, Factors
 from moadapt.adapters.lora import LoRA
 from moadapt.composing import build_filled
 from moadapt.mixture import Mixture
+from moadapt.names import SHARED
 from moadapt.placement import Placement
 from moadapt.sites import Site
 from moadapt.storage import tensors
@@ -51,14 +52,12 @@ def subtract_general(mixture: Mixture, general: str | None = None) -> Mixture:
             if len(down):
                 changes[name][site] = down, up
     experts = {name: _spec(mixture, name, found) for name, found in changes.items()}
-    stored = {name: t for name, t in tensors(mixture).items() if name.startswith("adapters/shared/")}
+    stored = {name: t for name, t in tensors(mixture).items() if name.startswith(f"adapters/{SHARED}/")}
     for name, found in changes.items():
         for site, (down, up) in found.items():
             stored |= {f"adapters/{name}/{site.path}/down": down, f"adapters/{name}/{site.path}/up": up}
-    spec, frozen = (
-        replace(mixture.spec, experts=experts),
-        [name for name in mixture.frozen if name in (*kept, "shared")],
-    )
+    spec = replace(mixture.spec, experts=experts)
+    frozen = [name for name in mixture.frozen if name in (SHARED, *kept)]
     return build_filled(mixture.detach(), spec, stored, frozen)
 
 

@@ -291,16 +291,12 @@ class MixtureModule(TaskModule):
         Args:
             batch: The rows, with labels.
         """
-        mixture, found = self.mixture, []
-        before = mixture.training
-        mixture.eval()
-        try:
-            for weights in ({}, *({name: 1.0} for name in mixture.experts)):
-                with mixture.override(weights):
+        found = []
+        with self.mixture.evaluating():
+            for weights in ({}, *({name: 1.0} for name in self.mixture.experts)):
+                with self.mixture.override(weights):
                     losses, counts = super().losses(batch)
                 found.append(losses / counts.clamp(min=1))
-        finally:
-            mixture.train(before)
         return found[0].unsqueeze(1) - torch.stack(found[1:], dim=1)
 
     def penalty(self, tokens: Tensor) -> Tensor | None:
