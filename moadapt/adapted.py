@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.acting import acting
-from moadapt.adapters.family import Bank, check_routing, with_output
+from moadapt.adapters.bank import Bank, with_output
+from moadapt.adapters.family import check_routing
 from moadapt.adapters.weighing import over_features
 from moadapt.call import Call
 from moadapt.context import CallContext

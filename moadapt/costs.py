@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moadapt.adapters.family import Bank
+from moadapt.adapters.bank import Bank
 from moadapt.call import Call
 from moadapt.sites import Site
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from moadapt.adapters.family import Factors
+from moadapt.adapters.delta import Factors
 from moadapt.answer_losses import answer_losses
 from moadapt.context import routers_of
 from moadapt.merging.calibration import Batch, as_batches

@@ -16,10 +16,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.call import Request
-from moadapt.insertion import Inserted as Inserted
-from moadapt.insertion import Insertion
+from moadapt.insertion import Inserted, Insertion
 
 _NOT_OF_TOKENS = ("pixel", "image", "video")
 _POSITIONS = ("start_positions", "end_positions")

@@ -20,10 +20,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moadapt.acting import TokenRange, check_ranges, ranges_at
 from moadapt.adapted import AdaptedModule
-from moadapt.adapters.family import Adapter, Bank, FamilySpec, NotMergeable
+from moadapt.adapters.bank import Adapter, Bank
+from moadapt.adapters.delta import NotMergeable
+from moadapt.adapters.family import FamilySpec
 from moadapt.call import Request, image_token_of
 from moadapt.context import CallContext, block_input, routers_of
-from moadapt.inserting import Inserted, count_inserted, insert, plain_token
+from moadapt.inserting import count_inserted, insert, plain_token
+from moadapt.insertion import Inserted
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.places import plan_places
 from moadapt.registry import MERGES

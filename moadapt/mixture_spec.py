@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.bank import Adapter
+from moadapt.adapters.family import FamilySpec
 from moadapt.names import SHARED, check_names
 from moadapt.placement import Placement
 from moadapt.router import RouterSpec

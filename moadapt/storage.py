@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moadapt.adapters.family import Adapter, Bank
+from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.initial import filled_later
 from moadapt.context import routers_of
 from moadapt.mixture import Mixture

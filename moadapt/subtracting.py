@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moadapt.adapters.family import Bank, Factors
+from moadapt.adapters.bank import Bank
+from moadapt.adapters.delta import Factors
 from moadapt.adapters.lora import LoRA
 from moadapt.composing import build_filled
 from moadapt.mixture import Mixture

@@ -1,10 +1,11 @@
 """Adapter families: one a file."""
 
+from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.bias import Bias
 from moadapt.adapters.bottleneck import Bottleneck
 from moadapt.adapters.cross_modal import CrossModal
 from moadapt.adapters.delta import Delta, Factors, NotMergeable
-from moadapt.adapters.family import Adapter, Bank, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.hydra import Hydra
 from moadapt.adapters.lora import LoRA
 from moadapt.adapters.norm_tuning import NormTuning

@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.delta import Delta
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import over_features, weigh
 from moadapt.call import Call

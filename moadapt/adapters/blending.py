@@ -16,7 +16,7 @@ from moadapt.routing import Routing
 from moadapt.sites import Site
 
 if TYPE_CHECKING:
-    from moadapt.adapters.family import Bank
+    from moadapt.adapters.bank import Bank
     from moadapt.adapters.lora_bank import LoRABank
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import by_feature, weigh, weigh_up
 from moadapt.call import Call

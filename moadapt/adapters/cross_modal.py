@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.streams import streams
 from moadapt.adapters.weighing import weigh_up

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.bank import Adapter
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.initial import Initial
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.adapters.lora_experts import LoRAExperts

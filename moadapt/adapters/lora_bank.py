@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.blending import add_blended, blended_delta, check_experts
 from moadapt.adapters.delta import Delta, Factors
-from moadapt.adapters.family import Adapter
 from moadapt.adapters.initial import Initial, Layer, is_filled_later
 from moadapt.adapters.initial.plain import Uniform
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear, take_rows

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.blending import refuse_blending
 from moadapt.adapters.delta import Delta
-from moadapt.adapters.family import Adapter
 from moadapt.adapters.lora_bank import LowRank, spec_of
 from moadapt.adapters.stacked import PARTS, StackedBank
 from moadapt.adapters.weighing import all_weights

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import over_features, weigh
 from moadapt.call import Call

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, Bank, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.peft_hosting import added, host, merged, other_tensors
 from moadapt.adapters.peft_kinds import as_json, check_kind, config
 from moadapt.adapters.stored_tensors import check_known, check_tensors

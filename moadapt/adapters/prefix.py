@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moadapt.adapters.attention_interface import Heads, adding, attention_in, heads_of
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call, image_token_of

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.delta import Delta
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import all_weights, check_heads, over_features, weigh
 from moadapt.call import Call

@@ -19,9 +19,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.bottleneck import ACTIVATIONS
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, FamilySpec
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import check_heads
 from moadapt.call import Call

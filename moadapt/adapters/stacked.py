@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.delta import Delta, NotMergeable
-from moadapt.adapters.family import Adapter, Bank
 from moadapt.adapters.stored_tensors import check_known, check_tensors
 from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call

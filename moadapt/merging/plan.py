@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from moadapt.adapters.bank import Bank
 from moadapt.adapters.delta import Delta
-from moadapt.adapters.family import Bank
 from moadapt.merging.calibration import Batch, Moments, relative_error
 from moadapt.merging.report import MergeReport
 from moadapt.mixture import Mixture

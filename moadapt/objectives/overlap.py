@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from moadapt.adapters.family import Factors
+from moadapt.adapters.delta import Factors
 from moadapt.sites import Site
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from moadapt.adapters.family import Bank, FamilySpec
+from moadapt.adapters.bank import Bank
+from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.lora import LoRA
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.mixture_spec import MixtureSpec

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from moadapt.adapters.family import Bank
+from moadapt.adapters.bank import Bank
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.ranks.allocator import RankAllocator, RankDriver, cost_of, highest, lora_banks
 from moadapt.registry import RANKS

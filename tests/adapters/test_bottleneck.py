@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from moadapt import Placement, Routing, attach
 from moadapt.adapters import Bottleneck, NotMergeable
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.bottleneck import BottleneckBank
-from moadapt.adapters.family import Adapter
 from moadapt.sites import Site
 from moadapt_routers import Constant
 from tests.conformance.canonical import routing_value

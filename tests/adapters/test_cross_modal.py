@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from moadapt import Placement, Routing, attach, load
 from moadapt.adapters import CrossModal
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.cross_modal import DIRECTIONS, CrossModalBank
-from moadapt.adapters.family import Adapter
 from moadapt.call import Call
 from moadapt.sites import Site
 from moadapt_routers import ByTask

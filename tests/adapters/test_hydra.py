@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from moadapt import Placement, attach
 from moadapt.adapters import Hydra, LoRA
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.hydra import HydraBank
 from moadapt.sites import Site
 from tests.conformance.canonical import routing_value

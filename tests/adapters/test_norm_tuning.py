@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from moadapt import Mixture, Placement, Routing, attach
 from moadapt.adapters import NormTuning, NotMergeable
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.norm_tuning import NormTuningBank
 from moadapt.adapters.weighing import over_features
 from moadapt.sites import Site

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moadapt import Mixture, Placement, Routing, attach, load
 from moadapt.adapters import NotMergeable, PeftTuner
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.peft_hosting import other_tensors
 from moadapt.adapters.peft_kinds import HOSTED, REFUSED, accepted_options, config, not_tried
 from moadapt.adapters.peft_tuner import PeftBank

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from moadapt import Mixture, Placement, Routing, attach
 from moadapt.adapters import Bottleneck, NotMergeable, Prefix
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.prefix import PrefixBank
 from moadapt.call import Call
 from moadapt.sites import anatomy

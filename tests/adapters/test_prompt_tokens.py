@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from moadapt import Mixture, Routing, attach
 from moadapt.adapters import LoRA, NotMergeable, PromptTokens
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.prompt_tokens import PromptTokensBank
 from moadapt.call import Request
 from moadapt.inserting import insert

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moadapt import Mixture, Placement, attach, load
 from moadapt.adapters import Pyramid
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.pyramid import PyramidBank, expand
 from moadapt.sites import Site
 from moadapt_routers import ByTask

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertLMHeadModel, BertModel
 
 from moadapt import Mixture, Placement, anatomy, attach
 from moadapt.adapters import NotMergeable, SoftSlots
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.soft_slots import SoftSlotsBank
 from moadapt.call import Call
 from moadapt.sites import Site

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moadapt import Routing
 from moadapt.adapters import Bank, FamilySpec, NotMergeable
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.call import Call
 from moadapt.merging.plan import _fold
 from moadapt.sites import Site

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters import LoRA
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.routing import Routing
 from moadapt.sites import Site

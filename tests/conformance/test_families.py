@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moadapt import Mixture, Router, RouterSpec
 from moadapt.adapters import FamilySpec, NotMergeable
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.registry import FAMILIES
 from moadapt_routers import ByTask, Softmax
 from tests.conformance.canonical import EXPERTS, LANGUAGE, TASKS, make

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from moadapt import Placement, attach
 from moadapt.adapters import Bottleneck, FamilySpec, LoRA, Prefix
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt_routers import ByTask, Constant
 from tests.conformance.canonical import EXPERTS, FAMILY_PARAMS, Given, make, routing_value
 from tests.core.zoo import TEXT

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moadapt import Routing, RoutingContext
 from moadapt.adapters import LoRA
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.adapters.lowrank import Ranks, add_gathered, add_stacked, stacked_linear
 from moadapt.sites import Site

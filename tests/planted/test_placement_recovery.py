@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.adapters import LoRA
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.ranks import Gates
 from moadapt.sites import Site

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moadapt import load
 from moadapt.adapters import LoRA
-from moadapt.adapters.family import Adapter
+from moadapt.adapters.bank import Adapter
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.bases import load_base
 from moadapt.ranks import Importance

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moadapt import Placement, RoutingContext, attach, fit_router
 from moadapt.adapters import Bias, LoRA
-from moadapt.adapters.family import Factors
+from moadapt.adapters.delta import Factors
 from moadapt.fitting import Fitting
 from moadapt_routers import Arrow, ByTask, Spectral
 from moadapt_routers.direction_router import DirectionRouter, DirectionRouterSpec, singular_directions

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from moadapt import RoutingContext, attach, fit_router
 from moadapt.adapters import LoRA
-from moadapt.adapters.family import Factors
+from moadapt.adapters.delta import Factors
 from moadapt.fitting import Examples, Fitting
 from moadapt_routers import Prototypes
 from moadapt_routers.prototypes import PrototypeRouter
