@@ -1,13 +1,7 @@
-"""A mixture on disk: `mixture.json` with spec and fingerprint, `adapters.safetensors` with every tensor.
+"""A mixture on disk: `mixture.json` with spec and fingerprint, `adapters.safetensors` with every tensor."""
 
-A folder is written beside its place and renamed there, so that a reader sees the old one or the new one, never a half.
-"""
-
-import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -23,6 +17,8 @@ from transformers import PreTrainedModel
 from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.initial import filled_later
 from moadapt.context import routers_of
+from moadapt.fingerprint import check_base, fingerprint
+from moadapt.fresh_folder import fresh_folder
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.placement import Placement
@@ -32,64 +28,6 @@ from moadapt.specs import bind, fields_of, from_json, to_json
 
 SCHEMA = 1
 _SPEC, _TENSORS = "mixture.json", "adapters.safetensors"
-_SAMPLES = 16
-
-
-@contextmanager
-def fresh_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
-    """Give a temporary folder that takes `folder`'s place when the block ends well.
-
-    Args:
-        folder: Made, or replaced as a whole; a link to a folder stays, and what it names is replaced.
-        names: What the caller writes; a folder that holds anything else is not replaced.
-
-    Raises:
-        ValueError: It is a file, the working folder, or a folder that holds something else.
-    """
-    folder = folder.resolve()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give the path of a folder, made or replaced as a whole")
-    if folder.is_dir() and folder.samefile("."):
-        raise ValueError(f"{folder} is the working folder, which cannot be replaced; give the path of another folder")
-    stray = sorted(entry.name for entry in folder.iterdir() if entry.name not in names) if folder.exists() else []
-    if stray:
-        raise ValueError(
-            f"{folder} holds {stray[0]!r} and would be replaced as a whole; give the path of a new or empty folder, or "
-            f"of one that holds only {', '.join(names)}"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = new.with_name(new.name + "-old")
-    try:
-        yield new
-        new.chmod(0o755)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def fingerprint(base: PreTrainedModel) -> dict[str, str]:
-    """Identify a base by the names and shapes of its parameters and by samples of their values.
-
-    Values are rounded to bfloat16, so that a base loaded in float32 or bfloat16 is the same base.
-
-    Args:
-        base: The base, without a mixture on it.
-    """
-    structure, values = hashlib.sha256(), hashlib.sha256()
-    for name, parameter in sorted(base.named_parameters()):
-        structure.update(f"{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
-        count = min(_SAMPLES, len(flat))
-        picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
-        values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
-    return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
 
 
 def save(mixture: Mixture, folder: Path) -> None:
@@ -150,7 +88,7 @@ def read(folder: Path, base: PreTrainedModel) -> Stored:
         ValueError: The folder is no mixture, its schema is unknown, or the base is another one.
     """
     stored = _read_spec(folder)
-    _check_base(folder, stored["base"], base)
+    check_base(folder / _SPEC, stored["base"], base)
     try:
         found = load_file(folder / _TENSORS, device=str(base.device))
     except (OSError, SafetensorError) as error:
@@ -348,16 +286,4 @@ def _check_settings(folder: Path, stored: MixtureSpec, adapters: Iterable[Adapte
             raise ValueError(
                 f"{folder / _SPEC} has adapter {adapter.name!r} with other settings than it is given: "
                 f"{', '.join(differ)}; give it those that it was saved with"
-            )
-
-
-def _check_base(folder: Path, stored: Mapping[str, str], base: PreTrainedModel) -> None:
-    own = fingerprint(base)
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"{folder / _SPEC} names no base, but has {stored!r} there")
-    for part, what in (("class", "another class"), ("structure", "other parameters"), ("values", "other weights")):
-        if stored.get(part) != own[part]:
-            raise ValueError(
-                f"{folder} was trained on {stored.get('name')!r} ({stored.get('class')}); the base given, a "
-                f"{own['class']}, has {what}; load the base it was trained on"
             )

@@ -22,10 +22,10 @@ from moadapt.demo.plain import PlainModule
 from moadapt.demo.settings import MIXTURE, DemoSettings
 from moadapt.demo.step_ratio import step_ratios
 from moadapt.demo.training import train_run, write_json
+from moadapt.fingerprint import fingerprint
 from moadapt.merging import MergeReport
 from moadapt.mixture import Mixture
 from moadapt.reporting import write_report
-from moadapt.storage import fingerprint
 from moadapt.training import MixedTasks, MixtureModule
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule

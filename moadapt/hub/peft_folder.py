@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from moadapt.adapters.delta import Delta
-from moadapt.storage import fresh_folder
+from moadapt.fresh_folder import fresh_folder
 
 _PREFIX = "base_model.model."
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"

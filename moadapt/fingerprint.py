@@ -1,0 +1,50 @@
+"""Which base a mixture belongs to: told by names, shapes and samples of its parameters."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+_SAMPLES = 16
+
+
+def fingerprint(base: PreTrainedModel) -> dict[str, str]:
+    """Identify a base by the names and shapes of its parameters and by samples of their values.
+
+    Values are rounded to bfloat16, so that a base loaded in float32 or bfloat16 is the same base.
+
+    Args:
+        base: The base, without a mixture on it.
+    """
+    structure, values = hashlib.sha256(), hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        structure.update(f"{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        count = min(_SAMPLES, len(flat))
+        picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
+        values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
+
+
+def check_base(file: Path, stored: Mapping[str, str], base: PreTrainedModel) -> None:
+    """Refuse another base than the one that was stored.
+
+    Args:
+        file: Where it was.
+        stored: Its fingerprint and its name.
+        base: The base given, without a mixture on it.
+
+    Raises:
+        ValueError: It is another one; the message says what differs.
+    """
+    own = fingerprint(base)
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{file} names no base, but has {stored!r} there")
+    for part, what in (("class", "another class"), ("structure", "other parameters"), ("values", "other weights")):
+        if stored.get(part) != own[part]:
+            raise ValueError(
+                f"{file.parent} was trained on {stored.get('name')!r} ({stored.get('class')}); the base given, a "
+                f"{own['class']}, has {what}; load the base it was trained on"
+            )
