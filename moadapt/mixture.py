@@ -24,6 +24,7 @@ from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.delta import NotMergeable
 from moadapt.adapters.family import FamilySpec
 from moadapt.call import Request, image_token_of
+from moadapt.checkpointing import enable_checkpointing, swap_checkpointing
 from moadapt.context import CallContext, block_input, routers_of
 from moadapt.inserting import count_inserted, insert, plain_token
 from moadapt.insertion import Inserted
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from moadapt.merging.report import MergeReport
 
 TaskNames = str | Sequence[str] | Tensor | None
-_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
-_INPUT_HOOKS = ("_require_grads_hook", "_require_grads_hooks")
 
 
 class Mixture(nn.Module):
@@ -341,21 +340,7 @@ class Mixture(nn.Module):
         Raises:
             ValueError: A block applies dropout of its own, which could not be kept off.
         """
-        for path, block in self.base.named_modules():
-            rate = getattr(block, "dropout", 0.0)
-            if isinstance(block, GradientCheckpointingLayer) and isinstance(rate, float) and rate > 0:
-                raise ValueError(f"{path} applies dropout {rate} itself; set its dropout to 0 to checkpoint it")
-        contexts = {"use_reentrant": False, "context_fn": self.context.checkpoint_contexts}
-        own = {m: {n: vars(m)[n] for n in _CHECKPOINTING if n in vars(m)} for m in self.base.modules()}
-        # older transformers know it under the second name
-        enable = getattr(self.base, "activation_checkpointing_enable", self.base.gradient_checkpointing_enable)
-        hooks = {name: vars(self.base)[name] for name in _INPUT_HOOKS if name in vars(self.base)}
-        enable(contexts)
-        if hasattr(
-            self.base, _INPUT_HOOKS[0]
-        ):  # transformers lets inputs require gradients, which only reentrant ones need
-            self.base.disable_input_require_grads()
-        vars(self.base).update(hooks)
+        own = enable_checkpointing(self.base, self.context.checkpoint_contexts)
         self._checkpointing = self._checkpointing or own
         self.train(self.training)
 
@@ -481,10 +466,7 @@ class Mixture(nn.Module):
 
     def _swap_checkpointing(self) -> None:
         """Exchange the base's own settings of gradient checkpointing with the mixture's, where it has any."""
-        for module, other in self._checkpointing.items():
-            mine = {name: vars(module).pop(name) for name in _CHECKPOINTING if name in vars(module)}
-            vars(module).update(other)
-            self._checkpointing[module] = mine
+        swap_checkpointing(self._checkpointing)
 
     def _refuse_detached(self) -> None:
         if not self.attached:

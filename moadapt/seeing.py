@@ -1,0 +1,92 @@
+"""What a place lets its routers look at, in the call that is under way.
+
+Axes: B rows, T tokens, D features.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from moadapt.call import Call
+from moadapt.places import Place
+from moadapt.router import RoutingContext
+
+
+def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, reached: bool = True) -> RoutingContext:
+    """Return what routers may look at that read these hidden states.
+
+    Args:
+        call: The current call.
+        place: Where the routers sit.
+        hidden: What enters there, (B, T, D); None for routers that read none.
+        by_sequence: Whether they route rows as a whole.
+        reached: Whether the block was reached that they read; a call without images does not reach those of a vision
+            tower.
+
+    Raises:
+        ValueError: The hidden states have another shape, or rows of another axis.
+    """
+    given = RoutingContext(
+        with_image=call.with_image,
+        task_ids=call.task_ids,
+        available=call.available,
+        progress=call.progress,
+        tower=place.tower,
+        noise=call.noise,
+    )
+    if hidden is None:
+        return given
+    if place.before_language:
+        return replace(given, hidden=_embeddings(call, place, hidden) if reached else _no_patches(call, place.dim))
+    if hidden.ndim != 3:
+        raise ValueError(
+            f"the router at {place.name} would read input of shape {tuple(hidden.shape)}, which has no axis of "
+            "rows; use constant weights there or place experts elsewhere"
+        )
+    if by_sequence:
+        _check_rows(call, place, hidden)
+    seen = replace(given, hidden=hidden)
+    if _over_tokens(call, place, hidden):
+        seen = replace(seen, prompt=call.prompt, real=call.real, image=call.image)
+    return replace(given, hidden=_summary(seen)) if place.summarises else seen
+
+
+def _over_tokens(call: Call, place: Place, hidden: Tensor) -> bool:
+    """Tell whether a place reads one vector a token, and not as many patches by chance."""
+    return call.real is not None and place.tower == "language" and hidden.shape[:2] == call.real.shape
+
+
+def _check_rows(call: Call, place: Place, hidden: Tensor) -> None:
+    """Refuse to pool over what belongs to several rows, where a tower has another axis of rows than the call."""
+    if call.num_rows > 1 and len(hidden) != call.num_rows:
+        raise ValueError(
+            f"the router by sequence at {place.name} would read input of shape {tuple(hidden.shape)}, whose first axis "
+            f"is not the {call.num_rows} rows of the call; give one image a row, of one tile, or run rows one by "
+            'one; or use constant weights, scope="token" with another per, or experts in the language tower only'
+        )
+
+
+def _embeddings(call: Call, place: Place, patches: Tensor) -> Tensor:
+    """Join each row's text features with its pooled patch embeddings, (B, 1, D)."""
+    text, images = call.text_features, RoutingContext(hidden=patches).pooled
+    if text is None or not call.images_match:
+        raise ValueError(
+            "a router over the whole model with sites before the language tower needs input_ids and one image a row; "
+            'place adapters in the language tower only, or use per="layer"'
+        )
+    _check_rows(call, place, patches)
+    return torch.cat([text, images], dim=-1).unsqueeze(1)
+
+
+def _summary(seen: RoutingContext) -> Tensor:
+    """Put the averages of each row's text and image side by side, (B, 1, D)."""
+    averages = seen.pooled.unsqueeze(1) if seen.prompt is None else seen.means[0]
+    return averages.flatten(1).unsqueeze(1)
+
+
+def _no_patches(call: Call, width: int) -> Tensor:
+    """Stand-in of `_embeddings` for a call without images."""
+    assert call.text_features is not None, "text features are pooled when the call starts"
+    missing = call.text_features.new_zeros(call.num_rows, width - call.text_features.shape[-1])
+    return torch.cat([call.text_features, missing], dim=-1).unsqueeze(1)
