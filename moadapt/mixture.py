@@ -5,7 +5,7 @@ away and returns the very same base.
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,15 +31,13 @@ from moadapt.insertion import Inserted
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.places import plan_places
 from moadapt.registry import MERGES
-from moadapt.router import UNKNOWN_TASK
 from moadapt.routing import Routing
 from moadapt.sites import Site, anatomy
+from moadapt.task_names import TaskNames, indices, task_ids
 from moadapt.tracing import Observation, Trace
 
 if TYPE_CHECKING:
     from moadapt.merging.report import MergeReport
-
-TaskNames = str | Sequence[str] | Tensor | None
 
 
 class Mixture(nn.Module):
@@ -172,19 +170,7 @@ class Mixture(nn.Module):
         router = self.spec.router
         if task is None or router is None:
             return None
-        lowest = UNKNOWN_TASK if router.takes_unknown_tasks else 0
-        if isinstance(task, Tensor):
-            if task.ndim != 1 or task.is_floating_point() or task.dtype == torch.bool:
-                raise ValueError(f"task indices are integers of shape (B,), got {task.dtype} of {tuple(task.shape)}")
-            if task.numel() and not lowest <= int(task.min()) <= int(task.max()) < len(self.tasks):
-                raise ValueError(f"task indices go from {lowest} to {len(self.tasks) - 1}, got {task.tolist()}")
-            return task.to(self.base.device, torch.long)
-        names = [task] if isinstance(task, str) else task
-        if router.takes_unknown_tasks:
-            indices = [self.tasks.index(name) if name in self.tasks else UNKNOWN_TASK for name in names]
-        else:
-            indices = _indices("task", names, self.tasks)
-        return torch.tensor(indices, dtype=torch.long, device=self.base.device)
+        return task_ids(task, self.tasks, unknown=router.takes_unknown_tasks).to(self.base.device)
 
     def expert_ids(self, task: TaskNames, rows: int) -> Tensor:
         """Return the index of the expert that bears the name of each row's task, -1 where none does, (B,).
@@ -214,7 +200,7 @@ class Mixture(nn.Module):
         Raises:
             ValueError: A name is unknown.
         """
-        _indices("expert", weights, self.experts)
+        indices("expert", weights, self.experts)
         before = self.context.override
         values = [float(weights.get(name, 0.0)) for name in self.experts]
         self.context.override = Routing.constant(torch.tensor(values, device=self.base.device))
@@ -252,7 +238,7 @@ class Mixture(nn.Module):
         Raises:
             ValueError: A name is unknown, or there is none.
         """
-        chosen, before = _indices("expert", experts, self.experts), self.context.available
+        chosen, before = indices("expert", experts, self.experts), self.context.available
         if not chosen:
             raise ValueError(f"only() needs at least one expert; choose from {', '.join(self.experts)}")
         self.context.available = torch.zeros(len(self.experts), dtype=torch.bool, device=self.base.device)
@@ -502,20 +488,6 @@ class Mixture(nn.Module):
         module = self.base.get_input_embeddings()
         embeddings: Tensor = (module.module if isinstance(module, AdaptedModule) else module)(ids)
         return embeddings
-
-
-def _indices(what: str, names: Iterable[str], known: Sequence[str]) -> list[int]:
-    """Return the places of names among the known ones.
-
-    Raises:
-        ValueError: Some are unknown.
-    """
-    names = list(names)
-    unknown = sorted({repr(name) for name in names if name not in known})
-    if unknown:
-        listed = ", ".join(known) or "none, as it has no experts"
-        raise ValueError(f"unknown {what} {', '.join(unknown)}; this mixture knows {listed}")
-    return [known.index(name) for name in names]
 
 
 def _stack_of(adapter: Adapter) -> tuple[type[FamilySpec], tuple[TokenRange, ...], Hashable]:

@@ -29,8 +29,9 @@ from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
 from moadapt.training.noise import shared_noise
 from moadapt.training.optimization import ROUTER, Optimization, Role
-from moadapt.training.optimizer import ExpertAdamW
+from moadapt.training.optimizer import ExpertAdamW, add_gradients
 from moadapt.training.penalties import routing_values
+from moadapt.training.teaching import check_tasks, check_taught, log_prob_of
 
 
 class MixtureModule(TaskModule):
@@ -138,19 +139,8 @@ class MixtureModule(TaskModule):
             ValueError: It does not know one, or, in training, knows one that the data lacks.
         """
         self._fits = stage == "fit"
-        router = self.router
-        if router is None or not (router.depends_on == "task" or (router.taught_by_task and self._fits)):
-            return
-        tasks, known = list(self.data.tasks), router.task_names(list(self.experts or {}))
-        strange = [] if router.takes_unknown_tasks else [name for name in tasks if name not in known]
-        idle = [name for name in known if name not in tasks and self._fits and router.depends_on == "task"]
-        alone = {"tasks that it does not know": strange, "tasks that the data lacks": idle}
-        told = [f"{what}: {', '.join(names)}" for what, names in alone.items() if names]
-        if told:
-            raise ValueError(
-                f"the router goes by task, and there are {'; '.join(told)}. The data has the tasks "
-                f"{', '.join(tasks)}; name the experts after them, or give the router its tasks where it takes some"
-            )
+        if self.router is not None:
+            check_tasks(self.router, list(self.experts or {}), list(self.data.tasks), fits=self._fits)
 
     def build(self, base: PreTrainedModel) -> Mixture:
         """Attach adapters and routers."""
@@ -202,25 +192,13 @@ class MixtureModule(TaskModule):
         Raises:
             ValueError: They do not, or nothing teaches the routers.
         """
-        self._check_teaching()
+        check_taught(self.router, self.mixture, self._judges.values())
         for objective in self._judges.values():
             objective.check(self.mixture, tuple(self.data.tasks))
         if self.ranks is not None:
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:
             self._driver.load_state(self._stored_ranks)
-
-    def _check_teaching(self) -> None:
-        """Refuse routers that would stay as they began, at random."""
-        learns = any(parameter.requires_grad for parameter in self.mixture.routers.parameters())
-        if self.router is None or self.router.taught_by_loss or not learns:
-            return
-        if not any(objective.weight for objective in self._judges.values()):
-            raise ValueError(
-                f"{self.router} gives its expert weight 1 whatever it learned, so the loss of the answers teaches it "
-                "nothing; add an objective on routings, such as task_cross_entropy, with a weight above 0, or choose "
-                "another router"
-            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, telling routers how far the training is; one without end never gets on.
@@ -276,7 +254,7 @@ class MixtureModule(TaskModule):
                 losses, counts = super().losses(batch, *key, *([index] if passes > 1 else []))
             self._observed += [with_tasks(each, task_ids) for each in observed]
             found.append(losses)
-            chances += [_log_prob(observed, len(losses))] if passes > 1 else []
+            chances += [log_prob_of(observed, len(losses))] if passes > 1 else []
         if chances:
             assert self.router is not None, "routers sample"
             self._policy = self.router.policy_loss(torch.stack(chances), torch.stack(found))
@@ -400,26 +378,6 @@ class MixtureModule(TaskModule):
             keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
             options = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}  # nobody reads the logits
             return input_means(base, sites, ({**batch.inputs, **options} for batch in cast))
-
-
-def _log_prob(observed: Iterable[Observation], rows: int) -> Tensor:
-    """Return the log-probability of each row's sampled choices, over all places, (B,)."""
-    found = [each.routing.log_prob for each in observed]
-    return torch.stack([chance.expand(rows, 1, 1)[:, 0, 0] for chance in found if chance is not None]).sum(dim=0)
-
-
-def add_gradients(value: Tensor, optimizer: ExpertAdamW) -> None:
-    """Add the gradients of a scalar to those that an optimiser's parameters have, and fix which experts it steps.
-
-    What the scalar does not reach is left alone, and so are experts without a gradient.
-    """
-    optimizer.fix_used()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            gradient = optimizer.of_used(parameter, gradient)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _by_name(objectives: Sequence[Objective]) -> dict[str, Objective]:

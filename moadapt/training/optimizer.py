@@ -137,3 +137,17 @@ def _runs(rows: Tensor) -> Iterator[tuple[int, slice]]:
     experts = rows.tolist()
     edges = [*(i for i, expert in enumerate(experts) if i == 0 or expert != experts[i - 1]), len(experts)]
     return ((experts[first], slice(first, last)) for first, last in pairwise(edges))
+
+
+def add_gradients(value: Tensor, optimizer: ExpertAdamW) -> None:
+    """Add the gradients of a scalar to those that an optimiser's parameters have, and fix which experts it steps.
+
+    What the scalar does not reach is left alone, and so are experts without a gradient.
+    """
+    optimizer.fix_used()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            gradient = optimizer.of_used(parameter, gradient)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
