@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from moadapt import Router, RouterSpec, Routing, RoutingContext
+from moadapt.fitting import Fitting
 from moadapt.registry import ROUTERS
+from moadapt.router import FitsFrom
 from tests.bench.routing import (
     FLOOR,
     REFERENCE,
@@ -53,6 +55,11 @@ class Given(RouterSpec):
     of: RouterSpec
     depends_on: ClassVar[Literal["nothing", "task", "input"]] = "input"
 
+    @property
+    def fits_from(self) -> frozenset[FitsFrom]:
+        """As the other router."""
+        return self.of.fits_from
+
     def build(self, dim: int, num_experts: int) -> "GivenRouter":
         """Build the twin of one place."""
         return GivenRouter(self.of.build(dim, num_experts))
@@ -76,6 +83,10 @@ class GivenRouter(Router):
         weights = self.known[0].weights
         learned = any(parameter.requires_grad for parameter in self.twin.parameters())
         return replace(self.known[0], weights=weights.detach().requires_grad_(learned))
+
+    def fit(self, fitting: Fitting) -> None:
+        """Fit the twin."""
+        self.twin.fit(fitting)
 
     def grow(self, count: int) -> None:
         """Not done here."""

@@ -119,6 +119,9 @@ def mixture(
         router=router,
     ).to(dtype)
     _wake(model)
+    if router.fits_from:
+        parts = (names[start : start + size.rows] for start in range(0, experts, size.rows))
+        moadapt.fit_router(model, [{**batch_of(size), "task": part} for part in parts])
     tasks = [names[row * experts // size.rows] for row in range(size.rows)]
     return step_of(model.train(), {**batch_of(size), "task": tasks})
 
