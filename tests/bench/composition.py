@@ -1,7 +1,7 @@
 """Twelve LoRAs trained apart on twelve tasks, put behind a router that is not told the task.
 
-    python -m tests.bench.composition run          # trains, composes, fits or trains routers; resumes
-    python -m tests.bench.composition table        # as in docs/results.md
+    python -m tests.bench.composition run --seeds 0 1 2     # trains, composes, fits or trains routers; resumes
+    python -m tests.bench.composition table                 # as in docs/results.md
 
 The tasks are about digit scenes: kinds of questions, answers in words, denied or said twice, and boxes. Each LoRA sees
 its own task's rows alone. Then adapters stay frozen; routers are fitted to examples, or trained on rows of all tasks.
@@ -11,7 +11,7 @@ answers to held-out rows, whose handwriting no training saw.
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -38,7 +38,7 @@ from moadapt.task import BadExample, Example, Task
 from moadapt.training import MixedTasks, MixtureModule
 from moadapt.training.batch import Batch
 from moadapt_tasks.digit_scenes.questions import NUMBERS
-from tests.bench.quality import parser_of, slug
+from tests.bench.quality import parser_of, slug, spread
 
 ROWS = {"train": 2000, "validation": 16, "test": 40}
 STEPS, ROUTER_STEPS, EXAMPLES = 250, 150, 16
@@ -164,6 +164,7 @@ TRAINED: dict[str, tuple[RouterSpec, Mapping[str, float]]] = {
     "hard_to_soft": (router_of("hard_to_soft", k=1), TAUGHT),
     "meteora": (router_of("meteora"), TAUGHT),
     "remix": (router_of("remix", k=1), BALANCED),
+    "remix, model": (router_of("remix", k=1, per="model"), BALANCED),
 }
 
 
@@ -190,15 +191,15 @@ class Answering(PlainModule):
         return {"task": batch.task_names} if router is not None and router.depends_on == "task" else {}
 
 
-def trained_loras(tasks: Mapping[str, Task], out: Path) -> dict[str, Path]:
+def trained_loras(tasks: Mapping[str, Task], seed: int, out: Path) -> dict[str, Path]:
     """Train one LoRA a task, each by itself, and return their folders."""
     folders = {}
     for name, task in tasks.items():
         folder = out / "loras" / name
         if not (folder / "mixture" / "mixture.json").is_file():
-            options = DemoSettings().run_options() | {"seed": 0}
+            options = DemoSettings().run_options() | {"seed": seed}
             module = MixtureModule(shared=LoRA(rank=4), **options)
-            train_run(name, module, data_of({name: task}, 0, 16), {"seed": 0, "steps": STEPS}, STEPS, folder)
+            train_run(name, module, data_of({name: task}, seed, 16), {"seed": seed, "steps": STEPS}, STEPS, folder)
             module.finish().save(folder / "mixture")
         folders[name] = folder / "mixture"
     return folders
@@ -207,7 +208,7 @@ def trained_loras(tasks: Mapping[str, Task], out: Path) -> dict[str, Path]:
 def judged(name: str, mixture: Mixture, tasks: Mapping[str, Task], data: MixedTasks, out: Path) -> None:
     """Score a composed mixture on held-out rows."""
     mixture.eval()
-    key = {"seed": 0, "router": name}
+    key = {"seed": data.seed, "router": name}
     found = evaluate(Answering(mixture, tasks), data, key, out / slug(name) / "answers.json")
     scores = {task: found["scores"][f"{task}/{data.tasks[task].primary}"] for task in tasks}
     batches = [
@@ -241,44 +242,55 @@ def taught(name: str, folders: Mapping[str, Path], data: MixedTasks, composed: P
         objectives=[bind(OBJECTIVES.get(each), {"weight": weight}) for each, weight in weights.items()],
         start_from=str(composed),
         train="routers",
-        **DemoSettings().run_options() | {"seed": 0},
+        **DemoSettings().run_options() | {"seed": data.seed},
     )
-    lightning.seed_everything(0, verbose=False)
-    train_run(name, module, data, {"seed": 0, "steps": ROUTER_STEPS}, ROUTER_STEPS, out / slug(name))
+    lightning.seed_everything(data.seed, verbose=False)
+    train_run(name, module, data, {"seed": data.seed, "steps": ROUTER_STEPS}, ROUTER_STEPS, out / slug(name))
     return module.mixture
 
 
 def table(out: Path) -> str:
-    """Return the table, best first within bounds, fitted and trained."""
-    found = {r["name"]: r for r in (json.loads(file.read_text()) for file in out.glob("*/record.json"))}
-    oracle = found.get("by_task (oracle)", {}).get("mean", float("nan"))
-    lines = ["| router | right answers | of the oracle's | agreement with the task |", "|---|---|---|---|"]
+    """Return the table, in order of the bounds, the fitted and the trained, mean and standard deviation over seeds."""
+    found = [json.loads(file.read_text()) | {"seed": file.parts[-3]} for file in out.glob("*/*/record.json")]
+    oracle = {record["seed"]: record["mean"] for record in found if record["name"] == "by_task (oracle)"}
+    heads = ["router", "right answers", "of the oracle's, %", "agreement with the task, %", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in (*FITTED, *TRAINED):
-        if name in found:
-            mean, agreement = found[name]["mean"], statistics.mean(found[name]["agreement"].values())
-            lines.append(f"| {name} | {mean:.3f} | {mean / oracle:.1%} | {agreement:.1%} |")
+        runs = [record for record in found if record["name"] == name]
+        if runs:
+            cells = [spread([run["mean"] for run in runs], 3)]
+            cells.append(spread([100 * run["mean"] / oracle[run["seed"]] for run in runs], 1))
+            cells.append(spread([100 * statistics.mean(run["agreement"].values()) for run in runs], 1))
+            lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(lines)
+
+
+def run(names: Sequence[str], tasks: Mapping[str, Task], seed: int, out: Path) -> None:
+    """Train what is not yet trained of one seed, and judge routers."""
+    folders = trained_loras(tasks, seed, out)
+    data, composed = data_of(tasks, seed, 48), out / "composed"
+    if not composed.exists():
+        fitted(FITTED["by_task (oracle)"], folders, data).save(composed)
+    for name in names:
+        if not (out / slug(name) / "record.json").is_file():
+            if name in TRAINED:
+                mixture = taught(name, folders, data, composed, out)
+            else:
+                mixture = fitted(FITTED[name], folders, data)
+            judged(name, mixture, tasks, data, out)
 
 
 def main() -> None:
     """Run, or print the table."""
     parser = parser_of("Twelve LoRAs trained apart, composed.", [*FITTED, *TRAINED], "runs/composition")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     given = parser.parse_args()
     quiet()
     if given.do == "run":
         torch.set_num_threads(given.threads)
         tasks = twelve()
-        folders = trained_loras(tasks, given.out)
-        data, composed = data_of(tasks, 0, 48), given.out / "composed"
-        if not composed.exists():
-            fitted(FITTED["by_task (oracle)"], folders, data).save(composed)
-        for name in given.only:
-            if not (given.out / slug(name) / "record.json").is_file():
-                if name in TRAINED:
-                    mixture = taught(name, folders, data, composed, given.out)
-                else:
-                    mixture = fitted(FITTED[name], folders, data)
-                judged(name, mixture, tasks, data, given.out)
+        for seed in given.seeds:
+            run(given.only, tasks, seed, given.out / str(seed))
     print(table(given.out))
 
 
