@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from torchmetrics import Metric
 
+from moadapt.picture import Picture
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -20,20 +22,23 @@ class Example:
     """One row of a task.
 
     Args:
-        image: File of its picture.
-        size: Width and height of that picture, in pixels.
+        pictures: What it shows, in the order in which it is shown; none for a row of text alone.
         prompt: Text the model is asked with, without image placeholder or chat template.
         answers: Texts that are right; training draws one of them a pass.
         reference: What the task's metrics compare a prediction with.
         entry: Where it comes from, file and entry, for messages.
     """
 
-    image: Path
-    size: tuple[int, int]
+    pictures: tuple[Picture, ...]
     prompt: str
     answers: tuple[str, ...]
     reference: Any
     entry: str
+
+    @property
+    def files(self) -> list[str]:
+        """Names of its pictures' files."""
+        return [str(picture.file) for picture in self.pictures]
 
 
 @dataclass(frozen=True)

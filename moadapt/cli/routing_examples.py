@@ -46,7 +46,7 @@ def _routed(mixture: Mixture, data: MixedTasks, batch: Batch, pass_task: bool) -
     return [
         {
             "task": batch.task_names[row],
-            "image": str(example.image),
+            "images": example.files,
             "prompt": example.prompt,
             "answers": list(example.answers),
             "tokens": _tokens(mixture, data, batch.inputs["input_ids"][row][real[row]]),

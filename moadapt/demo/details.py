@@ -118,7 +118,7 @@ def _example(row: int, example: Example, data: MixedTasks, answered: Mapping[str
         predictions[name] = {"text": answer["text"], "right": _right(answer, example, data), "box": box}
     return {
         "task": answered[MIXTURE][row]["task"],
-        "image": str(example.image),
+        "images": example.files,
         "prompt": example.prompt,
         "references": list(dict.fromkeys(example.answers)),
         "box": list(reference) if has_box else None,

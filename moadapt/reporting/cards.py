@@ -57,9 +57,10 @@ def card(example: Example, rows: Sequence[str], *, with_prompt: bool) -> Markup:
     """
     boxed = example.get("box") is not None
     prompt = str(example.get("prompt", ""))
+    outlines = _outlines(example, rows) if boxed else []
     return element(
         "article",
-        picture(example.get("image"), _outlines(example, rows) if boxed else [], alt=f"picture for: {prompt}"),
+        *(picture(file, outlines, alt=f"picture for: {prompt}") for file in example.get("images") or ()),
         element(
             "div",
             element("p", prompt, class_="prompt") if with_prompt else None,

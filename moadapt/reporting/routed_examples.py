@@ -8,12 +8,13 @@ from moadapt.reporting.numerals import percent
 from moadapt.reporting.palette import expert_shade
 from moadapt.reporting.patches import grid_of, patched, stored_picture
 from moadapt.reporting.paths import shortened
+from moadapt.reporting.pictures import picture
 from moadapt.reporting.section import nothing, section, swatch
 from moadapt.reporting.wording import task_title
 
 Example = Mapping[str, Any]
-"""`task`, `image`, `prompt`, `answers`, `tokens` with their `text` and whether each is `image`, and `places`: each with
-`name`, and `weights` as [token][expert], or, where whole rows are routed, `shares` by expert."""
+"""`task`, `images`, `prompt`, `answers`, `tokens` with their `text` and whether each is `image`, and `places`: each
+with `name`, and `weights` as [token][expert], or, where whole rows are routed, `shares` by expert."""
 _FAINTEST, _STRONGEST = 0.15, 0.65
 
 
@@ -41,7 +42,7 @@ def routed_examples(shown: Sequence[Example], experts: Sequence[str]) -> Markup:
 
 
 def _block(name: str, example: Example, experts: Sequence[str]) -> Markup:
-    picture, size = stored_picture(example["image"], name)
+    pictures, size = _pictures(example["images"], name)
     answers = " / ".join(list(example.get("answers") or ())[:1])
     heading = element("h3", task_title(str(example["task"])), " ", element("small", f"{example['prompt']} → {answers}"))
     names = shortened([str(place["name"]) for place in example["places"]])
@@ -52,7 +53,14 @@ def _block(name: str, example: Example, experts: Sequence[str]) -> Markup:
     bars = _bars(by_row, experts) if by_row else None
     panels = [element("div", element("p", "picture", class_="place"), plain, class_="routed") if plain else None, bars]
     panels += [_panel(name, size, example["tokens"], place, experts) for place in by_token]
-    return element("div", heading, picture, element("div", *panels, class_="panels"), class_="example")
+    return element("div", heading, pictures, element("div", *panels, class_="panels"), class_="example")
+
+
+def _pictures(files: Sequence[str], name: str) -> tuple[Markup, tuple[int, int] | None]:
+    """Return a row's pictures, and the size of the one that patches can be laid over, where there is one alone."""
+    if len(files) == 1:
+        return stored_picture(files[0], name)
+    return fragment(*(picture(file, [], alt=file) for file in files)), None
 
 
 def _panel(

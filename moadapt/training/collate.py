@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 
 from moadapt.task import Example
@@ -54,11 +54,12 @@ class Collator:
         if not items:
             return Batch({}, names, rows, examples)
         asked = [example.prompt for example in examples]
-        prompts = dict(self.writer.prompt_tokens(asked, [open_picture(example) for example in examples]))
+        prompts = dict(self.writer.prompt_tokens(asked, [open_pictures(example) for example in examples]))
         told_by_type = prompts.pop("labels", None) is not None
         if not self.answers:
             return Batch(prompts, names, rows, examples)
-        answers = self.writer.answer_tokens(asked, [self._chosen(item) for item in items])
+        counts = [len(example.pictures) for example in examples]
+        answers = self.writer.answer_tokens(asked, [self._chosen(item) for item in items], counts)
         inputs, labels = append_answers(prompts, answers, self.writer.tokenizer.pad_token_id)
         if told_by_type:  # PaliGemma: tokens of type 0 see the whole prompt, also what comes later; answers must not
             inputs["token_type_ids"][labels != IGNORED] = 1
@@ -71,17 +72,16 @@ class Collator:
         return answers[int(order[item.turn % len(answers)])]
 
 
-def open_picture(example: Example) -> Image.Image:
-    """Read a row's picture as RGB.
+def open_pictures(example: Example) -> list[Image]:
+    """Read a row's pictures as RGB.
 
     Raises:
-        ValueError: The file is missing or broken; file and entry are named.
+        ValueError: One is missing or broken; file and entry are named.
     """
     try:
-        with Image.open(example.image) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
-        raise ValueError(f"{example.image}, the picture of {example.entry}, cannot be read: {error}") from error
+        return [picture.open() for picture in example.pictures]
+    except ValueError as error:
+        raise ValueError(f"{example.entry}: {error}") from error
 
 
 def append_answers(

@@ -34,7 +34,7 @@ class Answered:
 
     def record(self) -> dict[str, Any]:
         """Return it as values that JSON holds."""
-        asked = {"task": self.task, "row": self.row, "image": str(self.example.image), "prompt": self.example.prompt}
+        asked = {"task": self.task, "row": self.row, "images": self.example.files, "prompt": self.example.prompt}
         return {**asked, "text": self.text, "prediction": self.prediction, "reference": self.example.reference}
 
 

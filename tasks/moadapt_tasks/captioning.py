@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torchmetrics import Metric
 
+from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD
@@ -82,8 +83,7 @@ class Captioning(Task):
             raise image.wrong("no usable caption describes it; add one or leave the image out")
         path = picture_path(self.images, image, split=word, image_id=image_id, file_name=name)
         return Example(
-            image=path,
-            size=pictures.size(path, image),
+            pictures=(Picture(path, pictures.size(path, image)),),
             prompt=self.prompt,
             answers=tuple(captions[image_id]),
             reference=captions[image_id],

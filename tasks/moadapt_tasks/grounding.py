@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from torchmetrics import Metric
 
+from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
@@ -85,7 +86,7 @@ class Grounding(Task):
 
     def parse(self, text: str, example: Example) -> Box | None:
         """Return the first box of the text in pixels, or None."""
-        return self.codec.read(text, *example.size)
+        return self.codec.read(text, *example.pictures[0].size)
 
     def metrics(self) -> dict[str, Metric]:
         """Return the share of boxes with an IoU of at least 0.5, and the mean IoU."""
@@ -106,8 +107,7 @@ class Grounding(Task):
         if self.codec.read(answer, *size) is None:
             raise annotation.wrong(f"its bbox is too small to be written: {answer} has no area; leave it out")
         return Example(
-            image=path,
-            size=size,
+            pictures=(Picture(path, size),),
             prompt=self.prompt.format(expression=expression),
             answers=(answer,),
             reference=box,

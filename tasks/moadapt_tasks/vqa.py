@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from torchmetrics import Metric
 
+from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.metrics import VQAAccuracy
@@ -91,8 +92,7 @@ class VQA(Task):
         named = annotation.text("multiple_choice_answer") if "multiple_choice_answer" in annotation else None
         path = picture_path(self.images, question, split=word, image_id=image_id)
         return Example(
-            image=path,
-            size=pictures.size(path, question),
+            pictures=(Picture(path, pictures.size(path, question)),),
             prompt=self.prompt.format(question=asked),
             answers=tuple(answers) if self.train_answers == "all" else (most_common(answers, named),),
             reference=answers,

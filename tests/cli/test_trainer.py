@@ -95,7 +95,7 @@ def test_test_and_predict_take_the_trained_adapters(moadapt: Moadapt, config: di
     assert sorted((row["task"], row["row"]) for row in rows) == [
         *(("large", row) for row in range(6, 10)), *(("small", row) for row in range(6))
     ]  # fmt: skip
-    assert all(set(row) == {"task", "row", "image", "prompt", "text", "prediction", "reference"} for row in rows)
+    assert all(set(row) == {"task", "row", "images", "prompt", "text", "prediction", "reference"} for row in rows)
 
 
 def test_the_last_checkpoint_is_the_runs_own(

@@ -127,7 +127,7 @@ def _example(folder: Path, task: str, index: int, rng: random.Random) -> dict[st
     references = reference if task == "captioning" else [str(reference)]
     return {
         "task": task,
-        "image": str(file),
+        "images": [str(file)],
         "prompt": asked,
         "references": references,
         "box": box,

@@ -17,7 +17,7 @@ def image(tmp_path: Path) -> str:
 
 
 def example(image: str, said: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"task": "vqa", "image": image, "prompt": "what?", "references": ["red"], "box": None} | {
+    return {"task": "vqa", "images": [image], "prompt": "what?", "references": ["red"], "box": None} | {
         "predictions": said,
         **more,
     }

@@ -138,7 +138,7 @@ def test_parts_of_an_interrupted_run_make_a_page(details: dict[str, Any], tmp_pa
     early["losses"] = {"single_lora": {"all": [], "vqa": [[1, float("nan")]]}, "mixture": {"all": [[1, 2.0]]}}
     early["routing"]["weights"] = []
     early["merges"] = [{"row": "mixture_merged", "method": "mean_routing", "task": None, "exact": False}]
-    early["examples"] = [{"task": "vqa", "prompt": "why?"}, {**early["examples"][-1], "image": "gone.png"}]
+    early["examples"] = [{"task": "vqa", "prompt": "why?"}, {**early["examples"][-1], "images": ["gone.png"]}]
     early["parameters"] = [{"run": "mixture"}]
     parsed = ParsedPage(written(early, tmp_path / "report.html"))
     assert "picture not found: gone.png" in parsed.section("examples").words

@@ -37,7 +37,7 @@ def example(folder: Path, *, words: bool = True) -> dict[str, Any]:
     places += [{"name": "vision.0", "words": False, "weights": [[0.2, 0.2, 0.6], *sure]}]
     return {
         "task": "vqa",
-        "image": str(file),
+        "images": [str(file)],
         "prompt": "what is?",
         "answers": ["it"],
         "tokens": tokens,
@@ -134,6 +134,6 @@ def test_patches_without_a_grid_stand_in_a_row(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_is_gone_leaves_a_note(tmp_path: Path) -> None:
-    page = ParsedPage(routed_examples([{**example(tmp_path), "image": "gone.png"}], EXPERTS))
+    page = ParsedPage(routed_examples([{**example(tmp_path), "images": ["gone.png"]}], EXPERTS))
     assert page.all("div", "lost")[0].words == "picture not found: gone.png"
     assert page.all("use") == []

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import Example
 from moadapt_tasks.captioning import Captioning
@@ -50,14 +51,13 @@ def test_read_returns_one_row_an_image(folder: Folder, task: Captioning) -> None
     assert bad == []
     captions = ["Two cats.", "Cats {asleep} on a sofa."]
     assert examples[0] == Example(
-        image=folder.path / "cats.png",
-        size=SIZE,
+        pictures=(Picture(folder.path / "cats.png", SIZE),),
         prompt="describe the picture",
         answers=tuple(captions),
         reference=captions,
         entry=f"{folder.path}/captions_val2014.json: images id 42",
     )
-    assert (examples[1].image.name, examples[1].answers) == ("dog.jpg", ("A dog runs.",))
+    assert (examples[1].pictures[0].file.name, examples[1].answers) == ("dog.jpg", ("A dog runs.",))
 
 
 def test_read_follows_the_settings(folder: Folder, task: Captioning) -> None:
@@ -66,7 +66,9 @@ def test_read_follows_the_settings(folder: Folder, task: Captioning) -> None:
     folder.picture("42.png")
     changed = task_on(folder, limit=1, prompt="say {what} you see", images=f"{folder.path}/{{image_id}}.png")
     examples, _ = changed.read("validation")
-    assert [(example.prompt, example.image.name) for example in examples] == [("say {what} you see", "42.png")]
+    assert [(example.prompt, example.pictures[0].file.name) for example in examples] == [
+        ("say {what} you see", "42.png")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_read_reports_a_bad_image(folder: Folder, task: Captioning, key: str, va
     captions["images"][1][key] = value
     write(folder, captions)
     examples, bad = task.read("validation")
-    assert [example.image.name for example in examples] == ["cats.png"]
+    assert [example.pictures[0].file.name for example in examples] == ["cats.png"]
     assert any(one.entry.startswith("images id") and one.reason.startswith(reason) for one in bad), bad
 
 
@@ -125,7 +127,7 @@ def test_read_reports_an_image_whose_only_caption_is_empty(folder: Folder, task:
     captions["annotations"][0]["caption"] = ""
     write(folder, captions)
     examples, bad = task.read("validation")
-    assert [example.image.name for example in examples] == ["cats.png"]
+    assert [example.pictures[0].file.name for example in examples] == ["cats.png"]
     assert [one.entry for one in bad] == ["annotations id 1", "images id 7"]
 
 

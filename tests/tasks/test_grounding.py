@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import Example
 from moadapt_tasks.boxes import LocationTokens
@@ -72,8 +73,7 @@ def test_read_returns_one_row_a_sentence_of_the_split(folder: Folder, task: Grou
         "where is the black one?",
     ]
     assert examples[0] == Example(
-        image=folder.path / "cats.png",
-        size=SIZE,
+        pictures=(Picture(folder.path / "cats.png", SIZE),),
         prompt="where is left cat?",
         answers=("[100, 100, 350, 516]",),  # 4 / 40, 3 / 30, 14 / 40, 15.5 / 30 of 999
         reference=(4, 3, 14, 15.5),

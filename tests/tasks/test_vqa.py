@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import Example
 from moadapt_tasks.vqa import VQA, most_common
@@ -66,8 +67,7 @@ def test_read_returns_the_rows_of_a_split(folder: Folder, task: VQA) -> None:
     assert bad == []
     assert [example.prompt for example in examples] == ["How many cats are there?", "Is one {black}?", "What is it?"]
     assert examples[0] == Example(
-        image=folder.path / "COCO_train2014_000000000042.png",
-        size=SIZE,
+        pictures=(Picture(folder.path / "COCO_train2014_000000000042.png", SIZE),),
         prompt="How many cats are there?",
         answers=("2",),
         reference=ANSWERS,

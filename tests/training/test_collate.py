@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from moadapt.picture import Picture
 from moadapt.task import Example
 from moadapt.training.batch import IGNORED
-from moadapt.training.collate import Collator, Item, append_answers, open_picture
+from moadapt.training.collate import Collator, Item, append_answers, open_pictures
 from tests.training import toy
 
 
@@ -60,6 +61,17 @@ def test_columns_are_the_positions_before_answer_tokens(items: list[Item]) -> No
 def test_the_template_without_picture_words_gives_the_plain_form(items: list[Item]) -> None:
     collator = Collator(toy.processor(None), seed=0, answers=True)
     assert collator.writer.prompt("what?") == "<image>\nwhat?\n"
+
+
+@pytest.mark.parametrize("chat", [toy.CHAT, None], ids=["template", "plain"])
+def test_rows_show_as_many_pictures_as_they_have(items: list[Item], chat: str | None) -> None:
+    example = items[0].example
+    rows = [replace(items[0], example=replace(example, pictures=example.pictures * count)) for count in (2, 0, 1)]
+    for answers in (True, False):
+        batch = Collator(toy.processor(chat), seed=0, answers=answers)(rows)
+        assert (batch.inputs["input_ids"] == 2).sum(dim=1).tolist() == [8, 0, 4]  # four patches a picture
+        assert len(batch.inputs["pixel_values"]) == 3
+    assert "pixel_values" not in Collator(toy.processor(chat), seed=0, answers=True)(rows[1:2]).inputs
 
 
 def test_a_tokenizer_alone_writes_prompts_without_picture(items: list[Item]) -> None:
@@ -117,5 +129,5 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_entry(tmp_path: Path, c
     file = tmp_path / "picture.png"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"picture\.png.*questions\.json: question_id 7"):
-        open_picture(Example(file, (1, 1), "", ("",), "", "questions.json: question_id 7"))
+    with pytest.raises(ValueError, match=r"questions\.json: question_id 7.*picture\.png"):
+        open_pictures(Example((Picture(file, (1, 1)),), "", ("",), "", "questions.json: question_id 7"))

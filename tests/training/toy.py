@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from moadapt.picture import Picture
 from moadapt.task import BadExample, Example, Task
 
 COLORS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
@@ -80,7 +81,9 @@ class Colour(Task):
             if not file.exists():
                 _save(file, tuple(min(255, c + 5 * row) for c in COLORS[name]))
             answer = name.upper() if self.upper else name
-            examples.append(Example(file, (16, 16), self.question, (answer,), answer, f"{split}: row {row}"))
+            examples.append(
+                Example((Picture(file, (16, 16)),), self.question, (answer,), answer, f"{split}: row {row}")
+            )
         bad = [BadExample(folder / f"{split}.json", f"row {i}", "has no picture") for i in range(self.broken)]
         return examples, bad
 

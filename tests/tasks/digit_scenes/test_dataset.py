@@ -42,8 +42,8 @@ def test_prepare_returns_tasks_that_read_every_split_without_complaint(tmp_path:
         for split, scenes in zip(SPLITS, (12, 5, 7), strict=True):
             examples, bad = tasks[name].read(split)
             assert (len(examples), bad) == (rows * scenes, [])
-            assert {example.size for example in examples} == {(56, 56)}
-            assert all(example.image.is_file() for example in examples)
+            assert {example.pictures[0].size for example in examples} == {(56, 56)}
+            assert all(example.pictures[0].file.is_file() for example in examples)
 
 
 def test_right_answers_score_the_most_there_is(tmp_path: Path) -> None:
