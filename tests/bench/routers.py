@@ -123,14 +123,16 @@ def twin_of(router: RouterSpec) -> RouterSpec:
 
 
 def measure(size: str, names: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Measure routers at one size, in float32."""
-    chosen = {name: spec for name, spec in specs().items() if any(part in name for part in names) or not names}
-    variants: Variants = dict(FLOOR) | (PEERS if not names else {})
-    for name, spec in chosen.items():
-        variants[name] = partial(mixture, router=spec)
-        variants[name + GIVEN] = partial(mixture, router=twin_of(spec))
-    steps = {name: make(SIZES[size], torch.float32) for name, make in variants.items()}
-    return shares(steps, rounds)
+    """Measure routers at one size, in float32, one after the other: together they fill a machine's memory."""
+    groups = [{name: make} for name, make in PEERS.items() if not names]
+    for name, spec in specs().items():
+        if any(part in name for part in names) or not names:
+            groups.append({name: partial(mixture, router=spec), name + GIVEN: partial(mixture, router=twin_of(spec))})
+    found: dict[str, dict[str, float]] = {}
+    for group in groups:
+        steps = {name: make(SIZES[size], torch.float32) for name, make in (FLOOR | group).items()}
+        found |= shares(steps, rounds)
+    return found
 
 
 def shares(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[str, float]]:
