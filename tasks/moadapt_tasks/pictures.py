@@ -1,13 +1,17 @@
 """Pictures on disk: found, whole, and of which size, each looked at once."""
 
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from moadapt_tasks.records import Record
 
-_END_OF_JPEG = b"\xff\xd9"
+_LAST_BYTES = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""Formats whose files say where they end, so that a few bytes tell a whole one from a truncated one."""
 _TAIL = 4096
+"""How far before the end of the file they may stand: cameras and web servers append to pictures."""
 
 
 class Pictures:
@@ -35,26 +39,27 @@ class Pictures:
 
 
 def _look_at(path: Path) -> tuple[int, int] | str:
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            return _whole_size(file)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         what = "is a folder" if path.is_dir() else "does not exist"
         return f"its picture {path} {what}; add it or correct the pattern `images`"
-    try:
-        return _whole_size(path)
     except Exception as error:  # each of Pillow's formats raises what its own parser meets
         return f"its picture {path} is broken ({type(error).__name__}: {error}); replace it"
 
 
-def _whole_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        size = picture.size
-        if picture.format == "PNG":
-            picture.verify()
-        elif picture.format != "JPEG" or not _ends(path):
-            picture.load()  # these formats verify nothing, so only decoding tells
+def _whole_size(file: BinaryIO) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        size, last = picture.size, _LAST_BYTES.get(picture.format or "")
+        if last is None:
+            picture.load()  # only decoding tells
+        elif not _ends(file, last):
+            raise ValueError("its end is missing")
     return size
 
 
-def _ends(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        return _END_OF_JPEG in file.read()
+def _ends(file: BinaryIO, last: bytes) -> bool:
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - _TAIL))
+    return last in file.read()

@@ -67,6 +67,16 @@ class Record:
             raise self.wrong(f"its {key} is empty; write it or leave the entry out")
         return found.strip()
 
+    def texts(self, key: str, inner: str | None = None) -> list[str]:
+        """Return a list of texts without outer space, none of them empty, that is not empty.
+
+        Args:
+            key: Where the list stands.
+            inner: Where each of its items is an object: what holds the text in it.
+        """
+        items = self._items(key, "text" if inner is None else "object")
+        return [self._text_of(key, i, item, inner) for i, item in enumerate(items)]
+
     def numbers(self, key: str, count: int) -> list[float]:
         """Return a list of so many finite numbers."""
         found = self._get(key)
@@ -81,14 +91,27 @@ class Record:
             key: Where the list stands.
             identity: The objects' identifier, which names them in messages; without it their position does.
         """
-        found = self._get(key)
-        if not isinstance(found, list) or not found:
-            raise self.wrong(f"its {key} is {repr(found)}; give a list with at least one object")
+        found = self._items(key, "object")
         return [make_record(self.file, self, key, i, values, identity) for i, values in enumerate(found)]
 
     def __contains__(self, key: str) -> bool:
         """Tell whether it says something under a key."""
         return self.values.get(key) is not None
+
+    def _items(self, key: str, kind: str) -> list[Any]:
+        found = self._get(key)
+        if not isinstance(found, list) or not found:
+            raise self.wrong(f"its {key} is {repr(found)}; give a list with at least one {kind}")
+        return found
+
+    def _text_of(self, key: str, position: int, item: Any, inner: str | None) -> str:
+        """Return the text of one item; a record of it is made only to tell what is wrong, as files hold millions."""
+        found = item if inner is None else item.get(inner) if isinstance(item, dict) else None
+        if isinstance(found, str) and (text := found.strip()):
+            return text
+        if inner is None:
+            return Record(self.file, f"{self.entry}, {key}[{position}]", {"text": item}, self).text("text")
+        return make_record(self.file, self, key, position, item, None).text(inner)
 
     def _get(self, key: str) -> Any:
         if key not in self.values:

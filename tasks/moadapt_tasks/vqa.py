@@ -88,7 +88,7 @@ class VQA(Task):
         annotation = annotations.find("question_id", question)
         if "image_id" in annotation and annotation.identifier("image_id") != image_id:
             raise annotation.wrong(f"its image_id is not {image_id!r}, that of its question in {question.file}")
-        answers = [answer.text("answer") for answer in annotation.records("answers")]
+        answers = annotation.texts("answers", "answer")
         named = annotation.text("multiple_choice_answer") if "multiple_choice_answer" in annotation else None
         path = picture_path(self.images, question, split=word, image_id=image_id)
         return Example(

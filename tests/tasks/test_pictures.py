@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from PIL import Image
@@ -22,6 +23,16 @@ def test_size_refuses_a_truncated_picture(folder: Folder, name: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(Defect, match=rf"some.json: id 1: its picture .*{name} is broken"):
         Pictures().size(path, ENTRY)
+
+
+def test_size_decodes_neither_jpeg_nor_png_nor_what_phones_write(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [folder.picture("a.png"), folder.picture("a.jpg"), folder.path / "phone.jpg"]
+    both = [Image.new("RGB", SIZE, colour) for colour in ("red", "blue")]
+    both[0].save(paths[2], "MPO", save_all=True, append_images=both[1:])
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda picture: pytest.fail("it was decoded"))
+    assert [Pictures().size(path, ENTRY) for path in paths] == [SIZE] * 3
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
@@ -55,11 +66,11 @@ def test_size_opens_a_picture_once(folder: Folder, monkeypatch: pytest.MonkeyPat
     path, opened = folder.picture("picture.png"), []
     open_picture = Image.open
 
-    def count(file: Path) -> Image.Image:
-        opened.append(file)
+    def count(file: BinaryIO) -> Image.Image:
+        opened.append(file.name)
         return open_picture(file)
 
     monkeypatch.setattr("moadapt_tasks.pictures.Image.open", count)
     pictures = Pictures()
     assert {pictures.size(path, ENTRY) for _ in range(5)} == {SIZE}
-    assert opened == [path]
+    assert opened == [str(path)]
