@@ -8,11 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from moadapt import registry
+from moadapt.cli.short_names import resolve
+from moadapt.task import Task
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -56,6 +60,23 @@ def test_python_blocks_of_a_page_run(page: Path, reader: ModuleType) -> None:
 def test_yaml_blocks_of_a_page_parse(page: Path) -> None:
     for text in blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(text), dict)
+
+
+TASKS = [
+    pytest.param(task, id=f"{page.stem}-{name}")
+    for page in PAGES
+    for text in blocks(page, "yaml")
+    for name, task in (yaml.safe_load(text).get("data", {}).get("tasks") or {}).items()
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_of_a_yaml_block_are_built_as_the_command_builds_them(task: dict[str, Any]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--tasks", type=dict[str, Task])
+    given = parser.parse_object(resolve({"tasks": {"task": task}}))
+    built = parser.instantiate(given).tasks["task"]
+    assert type(built) is registry.TASKS.get(task["class_path"])
 
 
 def test_a_block_moves_to_its_line_and_a_marked_one_is_left_out(tmp_path: Path) -> None:

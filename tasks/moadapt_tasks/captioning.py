@@ -11,11 +11,10 @@ from typing import ClassVar
 
 from torchmetrics import Metric
 
-from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import Table, read_json, read_table
 from moadapt_tasks.records import Identifier, Record, collect
@@ -81,9 +80,8 @@ class Captioning(Task):
         image_id, name = image.identifier("id"), image.text("file_name")
         if image_id not in captions:
             raise image.wrong("no usable caption describes it; add one or leave the image out")
-        path = picture_path(self.images, image, split=word, image_id=image_id, file_name=name)
         return Example(
-            pictures=(Picture(path, pictures.size(path, image)),),
+            pictures=(pictures.find(self.images, image, split=word, image_id=image_id, file_name=name),),
             prompt=self.prompt,
             answers=tuple(captions[image_id]),
             reference=captions[image_id],

@@ -6,7 +6,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from moadapt_tasks.records import Record
+from moadapt.picture import Picture
+from moadapt_tasks.patterns import picture_path
+from moadapt_tasks.records import Identifier, Record
 
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Formats whose files say where they end, so that a few bytes tell a whole one from a truncated one."""
@@ -19,6 +21,20 @@ class Pictures:
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[int, int] | str] = {}
+
+    def find(self, pattern: str, record: Record, **values: Identifier) -> Picture:
+        """Return the picture that a path pattern leads to.
+
+        Args:
+            pattern: The setting `images`.
+            record: The entry that wants it.
+            **values: What fills the pattern.
+
+        Raises:
+            Defect: A value does not suit the pattern, or the picture is missing, truncated or none.
+        """
+        path = picture_path(pattern, record, **values)
+        return Picture(path, self.size(path, record))
 
     def size(self, path: Path, record: Record) -> tuple[int, int]:
         """Return the width and height of a picture as stored; no EXIF rotation is applied.

@@ -4,21 +4,19 @@ A questions file `{"questions": [{question_id, image_id, question}]}` and an ann
 [{question_id, image_id, answers: [{answer}], multiple_choice_answer}]}` a split; ten people answer each question.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torchmetrics import Metric
 
-from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
+from moadapt_tasks.human_answers import TrainAnswers, check_train_answers, taught
 from moadapt_tasks.metrics import VQAAccuracy
-from moadapt_tasks.metrics.vqa_answers import normalise_answer, strip_answer
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import Table, read_json, read_table
 from moadapt_tasks.records import Record, collect
@@ -49,7 +47,7 @@ class VQA(Task):
     images: str
     splits: Mapping[str, str] = field(default_factory=own_words)
     prompt: str = "{question}"
-    train_answers: Literal["most_common", "all"] = "most_common"
+    train_answers: TrainAnswers = "most_common"
     max_new_tokens: int = 12
     limit: int | None = None
     primary: ClassVar[str] = "accuracy"
@@ -62,8 +60,7 @@ class VQA(Task):
         check_template("annotations", self.annotations, ["split"])
         check_template("images", self.images, ["split", "image_id"], ["image_id"])
         check_template("prompt", self.prompt, ["question"], ["question"])
-        if self.train_answers not in ("most_common", "all"):
-            raise ValueError(f"`train_answers` is {self.train_answers!r}; give most_common or all")
+        check_train_answers(self.train_answers)
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -90,35 +87,13 @@ class VQA(Task):
             raise annotation.wrong(f"its image_id is not {image_id!r}, that of its question in {question.file}")
         answers = annotation.texts("answers", "answer")
         named = annotation.text("multiple_choice_answer") if "multiple_choice_answer" in annotation else None
-        path = picture_path(self.images, question, split=word, image_id=image_id)
         return Example(
-            pictures=(Picture(path, pictures.size(path, question)),),
+            pictures=(pictures.find(self.images, question, split=word, image_id=image_id),),
             prompt=self.prompt.format(question=asked),
-            answers=tuple(answers) if self.train_answers == "all" else (most_common(answers, named),),
+            answers=taught(answers, self.train_answers, named),
             reference=answers,
             entry=f"{question.file}: {question.entry}",
         )
-
-
-def most_common(answers: Sequence[str], named: str | None = None) -> str:
-    """Return the answer that most people gave, counted as the accuracy compares them.
-
-    Args:
-        answers: What each person answered, at least one.
-        named: What the file calls the most common one; it settles ties and spelling, but some files fill it otherwise.
-    """
-    spellings = [_spelling(answer) for answer in answers]
-    counts = Counter(spellings)
-    most = max(counts.values())
-    if named is not None and counts[_spelling(named)] == most:
-        return named
-    chosen = next(spelling for spelling in spellings if counts[spelling] == most)
-    return Counter(a for a, spelling in zip(answers, spellings, strict=True) if spelling == chosen).most_common(1)[0][0]
-
-
-@lru_cache(maxsize=2**16)  # people repeat each other
-def _spelling(answer: str) -> str:
-    return normalise_answer(strip_answer(answer))
 
 
 def _table(file: str, under: str) -> Table:

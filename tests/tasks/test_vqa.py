@@ -5,7 +5,7 @@ import pytest
 from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import Example
-from moadapt_tasks.vqa import VQA, most_common
+from moadapt_tasks.vqa import VQA
 from tests.tasks.spoiled_folder import SIZE, Folder
 
 Document = dict[str, list[dict[str, Any]]]
@@ -93,6 +93,33 @@ def test_read_accepts_identifiers_that_are_texts(folder: Folder) -> None:
     examples, bad = task_on(folder, images=f"{folder.path}/{{image_id}}.png").read("train")
     assert (len(examples), bad) == (3, [])
     assert examples[0].entry.endswith("question_id 'q420'")
+
+
+def test_read_accepts_the_okvqa_form(folder: Folder) -> None:
+    folder.picture("COCO_val2014_000000297147.jpg")
+    asked = {"image_id": 297147, "question": "What sport can you use this for?", "question_id": 2971475}
+    said = ["racing"] * 4 + ["motocross"] * 4 + ["ride"] * 2
+    people = [
+        {"answer_id": number, "raw_answer": f"{text}ing", "answer_confidence": "yes", "answer": text}
+        for number, text in enumerate(said, start=1)
+    ]
+    kinds = {"answer_type": "other", "question_type": "one", "confidence": 3}
+    folder.write("OpenEnded_mscoco_val2014_questions.json", {"task_type": "Open-Ended", "questions": [asked]})
+    folder.write(
+        "mscoco_val2014_annotations.json",
+        {"annotations": [{"image_id": 297147, "question_id": 2971475, "answers": people, **kinds}]},
+    )
+    task = VQA(
+        questions=f"{folder.path}/OpenEnded_mscoco_{{split}}_questions.json",
+        annotations=f"{folder.path}/mscoco_{{split}}_annotations.json",
+        images=f"{folder.path}/COCO_{{split}}_{{image_id:012d}}.jpg",
+        splits={"validation": "val2014"},
+    )
+    examples, bad = task.read("validation")
+    assert bad == []
+    assert [(example.prompt, example.answers, example.reference) for example in examples] == [
+        (asked["question"], ("racing",), said)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -194,21 +221,6 @@ def test_read_refuses_a_split_without_word_and_one_without_files(folder: Folder)
 def test_vqa_refuses_an_unknown_choice_of_answers(folder: Folder) -> None:
     with pytest.raises(ValueError, match="`train_answers` is 'some'; give most_common or all"):
         task_on(folder, train_answers="some")
-
-
-@pytest.mark.parametrize(
-    ("answers", "named", "expected"),
-    [
-        (["cat", "dog", "dog"], None, "dog"),
-        (["two", "2", "2", "three", "three"], None, "2"),  # three say 2 in some way
-        (["two", "2"], "2", "2"),  # the file settles the spelling
-        (["cat", "dog"], "dog", "dog"),  # and ties
-        (["cat", "dog"], None, "cat"),
-        (["cat", "dog", "dog"], "cat", "dog"),  # but not what most people say
-    ],
-)
-def test_most_common_is_what_most_people_say(answers: list[str], named: str | None, expected: str) -> None:
-    assert most_common(answers, named) == expected
 
 
 def test_right_answers_score_one(folder: Folder, task: VQA) -> None:
