@@ -3,9 +3,12 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from string import Formatter
+from typing import TypeVar
 
 from moadapt.task import SPLITS
 from moadapt_tasks.records import Identifier, Record
+
+Words = TypeVar("Words")
 
 
 def own_words() -> dict[str, str]:
@@ -13,8 +16,8 @@ def own_words() -> dict[str, str]:
     return {split: split for split in SPLITS}
 
 
-def split_word(splits: Mapping[str, str], split: str) -> str:
-    """Return the word that stands for a split in paths.
+def split_word(splits: Mapping[str, Words], split: str) -> Words:
+    """Return what the files call a split.
 
     Raises:
         ValueError: The task has no such split.
@@ -24,7 +27,7 @@ def split_word(splits: Mapping[str, str], split: str) -> str:
     return splits[split]
 
 
-def check_splits(splits: Mapping[str, str]) -> None:
+def check_splits(splits: Mapping[str, object]) -> None:
     """Require words for some of our splits.
 
     Raises:
@@ -58,14 +61,27 @@ def check_template(name: str, template: str, accepted: Collection[str], needed: 
     Raises:
         ValueError: It is no format string, or mentions the wrong names.
     """
-    try:
-        found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-    except ValueError as error:
-        raise ValueError(f"`{name}` is {template!r}, no template: {error}; write a literal brace twice") from error
+    found = _checked_fields(name, template)
     if not found <= set(accepted) or (needed and not found & set(needed)):
         must = f", with {' or '.join(f'{{{field}}}' for field in needed)}" if needed else ""
         allowed = ", ".join(f"{{{field}}}" for field in accepted)
         raise ValueError(f"`{name}` is {template!r}; give a template of {allowed}{must}")
+
+
+def check_own_template(name: str, template: str) -> None:
+    """Require a format string that mentions plain names: fields of the user's own files.
+
+    Raises:
+        ValueError: It is none, or mentions places, attributes or items.
+    """
+    odd = [field for field in _checked_fields(name, template) if not field or field.isdigit() or set(field) & set(".[")]
+    if odd:
+        raise ValueError(f"`{name}` is {template!r}, which mentions {{{odd[0]}}}; give names of fields")
+
+
+def template_fields(template: str) -> set[str]:
+    """Return the names that a format string mentions."""
+    return {field for _, field, _, _ in Formatter().parse(template) if field is not None}
 
 
 def picture_path(pattern: str, record: Record, **values: Identifier) -> Path:
@@ -79,3 +95,10 @@ def picture_path(pattern: str, record: Record, **values: Identifier) -> Path:
     except ValueError as error:
         given = ", ".join(f"{name} {value!r}" for name, value in values.items() if name != "split")
         raise record.wrong(f"{given} does not fit `images` {pattern!r}: {error}") from error
+
+
+def _checked_fields(name: str, template: str) -> set[str]:
+    try:
+        return template_fields(template)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is {template!r}, no template: {error}; write a literal brace twice") from error
