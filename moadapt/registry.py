@@ -205,3 +205,5 @@ ROUTERS = Registry("router", group="moadapt.routers")
 TASKS = Registry("task", group="moadapt.tasks")
 BASES = Registry("base", group="moadapt.tasks")
 DATASETS = Registry("data set", group="moadapt.tasks")
+TEXT_METRICS = Registry("text metric", group="moadapt.tasks")
+"""Classes whose objects take predicted texts, and for each row a list of right ones."""

@@ -20,6 +20,7 @@ KINDS: dict[str, Registry] = {
     "objectives": registry.OBJECTIVES,
     "bases": registry.BASES,
     "datasets": registry.DATASETS,
+    "metrics": registry.TEXT_METRICS,
 }
 
 
@@ -27,7 +28,7 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, initials, ranks, tasks, merges, objectives, bases or datasets; all by default.
+        kind: routers, families, initials, ranks, tasks, merges, objectives, bases, datasets or metrics; all by default.
 
     Raises:
         ValueError: There is no such kind.

@@ -40,15 +40,24 @@ class Table:
         raise asking.wrong(f"its {key} {repr(wanted)} is unknown to {self.file}{hint}")
 
 
+def require_file(file: Path) -> None:
+    """Require that a file is there.
+
+    Raises:
+        ValueError: It is missing or a folder.
+    """
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise ValueError(f"{file} {what}; give the path of a JSON file")
+
+
 def read_json(file: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         ValueError: It is missing, or is no JSON; the message says where it breaks.
     """
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise ValueError(f"{file} {what}; give the path of a JSON file")
+    require_file(file)
     try:
         return json.loads(file.read_bytes())
     except UnicodeDecodeError as error:

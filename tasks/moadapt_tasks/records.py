@@ -67,6 +67,10 @@ class Record:
             raise self.wrong(f"its {key} is empty; write it or leave the entry out")
         return found.strip()
 
+    def word(self, key: str) -> Identifier:
+        """Return an integer, or a text that is not empty, without outer space: what a template can be filled with."""
+        return self.text(key) if isinstance(self.values.get(key), str) else self.identifier(key)
+
     def texts(self, key: str, inner: str | None = None) -> list[str]:
         """Return a list of texts without outer space, none of them empty, that is not empty.
 

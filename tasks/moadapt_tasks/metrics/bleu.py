@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from moadapt.registry import TEXT_METRICS
 from moadapt_tasks.metrics.caption_tokens import caption_tokens
 from moadapt_tasks.metrics.ngrams import Ngram, ngram_counts
 from moadapt_tasks.metrics.rows import check_text_rows
@@ -64,6 +65,7 @@ def bleu_scores(counts: BleuCounts) -> list[float]:
     return scores
 
 
+@TEXT_METRICS.register("bleu")
 class BLEU(Metric):
     """Corpus BLEU of captions, with the values of the public COCO caption evaluation.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from moadapt.registry import TEXT_METRICS
 from moadapt_tasks.metrics.caption_tokens import caption_tokens
 from moadapt_tasks.metrics.ngrams import Ngram, ngram_counts
 from moadapt_tasks.metrics.packed_texts import pack_texts, unpack_texts
@@ -81,6 +82,7 @@ def cider_d(preds: Sequence[Sequence[str]], references: Sequence[Sequence[Sequen
     return scores
 
 
+@TEXT_METRICS.register("cider_d")
 class CIDErD(Metric):
     """Mean CIDEr-D of captions, with the values of the public COCO caption evaluation ("CIDEr" there).
 

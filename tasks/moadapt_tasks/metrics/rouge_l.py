@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from moadapt.registry import TEXT_METRICS
 from moadapt_tasks.metrics.caption_tokens import spaced_caption_tokens
 from moadapt_tasks.metrics.rows import check_text_rows
 
@@ -54,6 +55,7 @@ def rouge_l(pred: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
+@TEXT_METRICS.register("rouge_l")
 class ROUGEL(Metric):
     """Mean ROUGE-L of captions, with the values of the public COCO caption evaluation.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from moadapt.registry import TEXT_METRICS
 from moadapt_tasks.metrics.rows import check_text_rows
 from moadapt_tasks.metrics.vqa_answers import normalise_answer, strip_answer
 
@@ -51,6 +52,7 @@ def vqa_accuracy(pred: str, answers: Sequence[str]) -> float:
     return agreement(expected.count(given), len(expected))
 
 
+@TEXT_METRICS.register("vqa_accuracy")
 class VQAAccuracy(Metric):
     """Mean VQA accuracy, with the values of the official VQA v2 evaluation for questions of four humans or more.
 
