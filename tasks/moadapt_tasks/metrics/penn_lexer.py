@@ -10,6 +10,8 @@ from moadapt_tasks.metrics.penn_rules import RULES
 
 # Most of a caption is plain words before a space, which no rule reaches beyond; they skip the search through the rules.
 _PLAIN_WORD = re.compile(r"(?!(?:cannot|gonna|wanna|gotta|lemme|gimme)\b)[a-z]+(?=[ \n])", re.IGNORECASE)
+# Letters that Python takes for "i", "s" and "k" where case does not count, and what stands in for them in patterns.
+_UNLIKE_ASCII = str.maketrans("\u0130\u0131\u017f\u212a", "\u00c0\u00df\u00df\u00c0")
 _SPACES = re.compile(r"[\r\n\v\f\u2028\u2029]|&nbsp;")
 
 
@@ -27,24 +29,26 @@ def penn_tokens(text: str) -> list[str]:
         ['the', 'dog', "'s", 'bowl', '-lrb-', 'it', 'is', "n't", 'full', '-rrb-', '.']
     """
     line = _SPACES.sub(" ", text).replace("&apos;", "'") + "\n"
+    matched = line.translate(_UNLIKE_ASCII)
     tokens: list[str] = []
     place = 0
     while place < len(line):
-        end, token = _token_at(line, place)
+        place, token = _token_at(line, matched, place)
         if token:
             tokens.append(token.replace(" ", "\u00a0").lower())
-        place = end
     return tokens
 
 
-def _token_at(line: str, place: int) -> tuple[int, str]:
-    plain = _PLAIN_WORD.match(line, place)
+def _token_at(line: str, matched: str, place: int) -> tuple[int, str]:
+    """Return where the token at a place ends and how it is written, the empty text if nothing is."""
+    plain = _PLAIN_WORD.match(matched, place)
     if plain is not None:
-        return plain.end(), plain[0]
+        return plain.end(), line[place : plain.end()]
     furthest, end, token = place, place + 1, ""
     for rule in RULES:
-        found = rule.pattern.match(line, place)
+        found = rule.pattern.match(matched, place)
         if found is not None and found.end() > furthest:
-            group = found.lastindex or 0
-            furthest, end, token = found.end(), found.end(group), rule.write(found[group])
+            furthest = found.end()
+            end = found.end(found.lastindex or 0)
+            token = rule.write(line[place:end])
     return end, token

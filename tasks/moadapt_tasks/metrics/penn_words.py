@@ -31,7 +31,7 @@ TITLE_AND_NAME = _alternatives(
 # Abbreviations only where a number follows ("fig. 5", but "a fig.").
 BEFORE_NUMBER = _alternatives("ca figs? prop nos? art bldg pp op")
 
-# Capitalised words that start a sentence: a lone letter before one of them ends the sentence before it.
+# Capitalised words that start a sentence: a lone letter or initials before one of them end the sentence before it.
 SENTENCE_OPENERS = _alternatives(
     r"""
     A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr\. Ms\.

@@ -94,8 +94,42 @@ def test_number_with_a_space_is_one_token_for_rouge_and_two_for_the_others() -> 
     assert caption_tokens("22 3/4 St.") == ["22", "3/4", "st."]
 
 
-def test_penn_tokens_keeps_punctuation() -> None:
-    assert penn_tokens('"No," he said -- twice.') == ["''", "no", ",", "''", "he", "said", "--", "twice", "."]
+PUNCTUATED = {
+    '"No," he said -- twice.': "`` no , '' he said -- twice .",
+    '"$5" "\u00e9t\u00e9" &quot;a&quot; ""': "`` $ 5 '' '' \u00e9t\u00e9 '' `` a '' '' ''",
+    "'cause 'tis a 'quoted' word": "'cause 't is a ` quoted ' word",
+    "\u201bleft\u2019": "` left '",
+    # Where an abbreviation ends a sentence, its full stop is a token of its own too.
+    "in the U.S.": "in the u.s. .",
+    "the U.S. The dog": "the u.s. . the dog",
+    "the U.S. Two dogs": "the u.s. two dogs",
+    "the U.S. THE dog": "the u.s. . the dog",
+    "the non-U.S. The dog": "the non-u.s. . the dog",
+    "the U.S.-U.K": "the u.s.-u.k",
+    "Mass. Two": "mass. . two",
+    "Mass. \u00c9mile": "mass. . \u00e9mile",
+    "Mass. two": "mass. two",
+    "etc. <b>": "etc. . <b>",
+    "Co. Ltd. Co. Two": "co. ltd. . co. . two",
+    "Mr. Two": "mr. two",
+    "plan B. The dog": "plan b . the dog",
+    "plan B. THE dog": "plan b . the dog",
+    "plan B. Two dogs": "plan b. two dogs",
+    # letters that only look like ASCII ones where case does not count
+    "\u0130.x. and \u0131/x": "i\u0307.x . and \u0131 / x",
+    "do\u017fn't, dog'\u017f": "do\u017fn ` t , dog ' \u017f",
+    # words may hold combining marks and soft hyphens, compounds may not
+    "e\u0301a e\u0301-b a\u00adb_c": "e\u0301a e\u0301 - b ab _ c",
+    "x \u00ad y": "x - y",
+    "x\u207f x\u00b2": "x\u207f x \u00b2",
+    "x.py-approx., vd:Od!": "x.py-approx. , vd : od !",
+    "a\u060c b\u061f": "a \u060c b \u061f",
+}
+
+
+@pytest.mark.parametrize(("text", "tokens"), PUNCTUATED.items(), ids=PUNCTUATED)
+def test_penn_tokens_keeps_punctuation(text: str, tokens: str) -> None:
+    assert penn_tokens(text) == tokens.split(" ")
 
 
 def test_every_plain_word_is_its_own_token() -> None:
