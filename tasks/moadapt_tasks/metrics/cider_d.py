@@ -11,17 +11,14 @@ references given.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from moadapt.registry import TEXT_METRICS
 from moadapt_tasks.metrics.caption_tokens import caption_tokens
+from moadapt_tasks.metrics.kept_rows import KeptRows
 from moadapt_tasks.metrics.ngrams import Ngram, ngram_counts
-from moadapt_tasks.metrics.packed_texts import pack_texts, unpack_texts
 from moadapt_tasks.metrics.rows import check_text_rows
 
 LONGEST = 4
@@ -83,7 +80,7 @@ def cider_d(preds: Sequence[Sequence[str]], references: Sequence[Sequence[Sequen
 
 
 @TEXT_METRICS.register("cider_d")
-class CIDErD(Metric):
+class CIDErD(KeptRows):
     """Mean CIDEr-D of captions, with the values of the public COCO caption evaluation ("CIDEr" there).
 
     All captions are kept until the end, since the document frequencies are those of the whole corpus, over all
@@ -99,26 +96,6 @@ class CIDErD(Metric):
         5.0
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    cider_texts: list[Tensor] | Tensor
-    cider_lengths: list[Tensor] | Tensor
-    cider_references: list[Tensor] | Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("cider_texts", [], dist_reduce_fx="cat")
-        self.add_state("cider_lengths", [], dist_reduce_fx="cat")
-        self.add_state("cider_references", [], dist_reduce_fx="cat")
-        self._append([], [])
-
-    def reset(self) -> None:
-        """Forget all captions."""
-        super().reset()
-        self._append([], [])
-
     def update(self, preds: list[str], references: list[list[str]]) -> None:
         """Add captions.
 
@@ -130,37 +107,12 @@ class CIDErD(Metric):
             ValueError: The lengths differ or a row has no references.
         """
         check_text_rows(preds, references, "references")
-        self._append(preds, references)
+        self.keep(
+            [[caption_tokens(text) for text in (pred, *texts)] for pred, texts in zip(preds, references, strict=True)]
+        )
 
     def compute(self) -> Tensor:
         """Return the mean over captions, 0 to 10; nan where none were given."""
-        preds, references = self._captions()
-        scores = cider_d(preds, references)
-        mean = math.fsum(scores) / len(scores) if scores else math.nan
-        return torch.tensor(mean, dtype=torch.float64, device=self.device)
-
-    def _append(self, preds: list[str], references: list[list[str]]) -> None:
-        """Store tokenised captions, each row's prediction before its references.
-
-        Called without rows too: a process whose lists are empty would gather float32 against the others' bytes.
-        """
-        rows = [[pred, *texts] for pred, texts in zip(preds, references, strict=True)]
-        texts, lengths = pack_texts([" ".join(caption_tokens(text)) for row in rows for text in row])
-        counts = torch.tensor([len(row) - 1 for row in rows], dtype=torch.long)
-        for state, values in (
-            (self.cider_texts, texts),
-            (self.cider_lengths, lengths),
-            (self.cider_references, counts),
-        ):
-            assert isinstance(state, list)
-            state.append(values.to(self.device))
-
-    def _captions(self) -> tuple[list[list[str]], list[list[list[str]]]]:
-        """Return the words of all predictions, and those of their references."""
-        texts = unpack_texts(dim_zero_cat(self.cider_texts), dim_zero_cat(self.cider_lengths))
-        words = iter([text.split() for text in texts])
-        preds, references = [], []
-        for count in dim_zero_cat(self.cider_references).tolist():
-            preds.append(next(words))
-            references.append([next(words) for _ in range(count)])
-        return preds, references
+        rows = self.kept()
+        scores = cider_d([pred for pred, *_ in rows], [texts for _, *texts in rows])
+        return self.number(math.fsum(scores) / len(scores) if scores else math.nan)
