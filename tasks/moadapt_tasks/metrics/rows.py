@@ -1,6 +1,6 @@
 """Checks of the rows that are given to a metric, made before any state changes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def check_rows(preds: Sequence[object], targets: Sequence[object], targets_name: str) -> None:
@@ -25,10 +25,39 @@ def check_text_rows(preds: Sequence[str], targets: Sequence[Sequence[str]], targ
         ValueError: The lengths differ, or a row holds something else; the message names the row.
     """
     check_rows(preds, targets, targets_name)
-    for row, (pred, texts) in enumerate(zip(preds, targets, strict=True)):
-        if not isinstance(pred, str):
-            raise ValueError(f"preds[{row}] is {pred!r}, not a text; give the generated text as a str")
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    check_preds(preds)
+    for row, texts in enumerate(targets):
+        if not is_texts(texts):
             raise ValueError(f"{targets_name}[{row}] is {texts!r}; give a list of str, one for each human's text")
         if len(texts) == 0:
             raise ValueError(f"{targets_name}[{row}] is empty; give at least one text a row, or leave the row out")
+
+
+def check_preds(preds: Sequence[object]) -> None:
+    """Require predictions that are texts.
+
+    Raises:
+        ValueError: One is something else; the message names its row.
+    """
+    for row, pred in enumerate(preds):
+        if not isinstance(pred, str):
+            raise ValueError(f"preds[{row}] is {pred!r}, not a text; give the generated text as a str")
+
+
+def check_keys(references: Sequence[object], keys: Iterable[str]) -> None:
+    """Require references that say a text under each of some keys.
+
+    Raises:
+        ValueError: One is no mapping, lacks a key or holds something else under it; the message names its row.
+    """
+    for row, reference in enumerate(references):
+        if not isinstance(reference, Mapping):
+            raise ValueError(f"references[{row}] is {reference!r}; give a mapping with {', '.join(keys)}")
+        for key in keys:
+            if not isinstance(reference.get(key), str):
+                raise ValueError(f"references[{row}] has {reference.get(key)!r} under {key!r}; give a text")
+
+
+def is_texts(value: object) -> bool:
+    """Tell whether a value is a list of texts."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(text, str) for text in value)

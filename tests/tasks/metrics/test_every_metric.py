@@ -9,14 +9,38 @@ import pytest
 import torch
 from torchmetrics import Metric, MetricCollection
 
-from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD, GroundingAccuracy, VQAAccuracy
+from moadapt_tasks.metrics import (
+    ANLS,
+    BLEU,
+    ROUGEL,
+    CIDErD,
+    ExactMatch,
+    GQAScores,
+    GroundingAccuracy,
+    NLVR2Scores,
+    VQAAccuracy,
+)
 
-TEXT_METRICS = [VQAAccuracy, BLEU, ROUGEL, CIDErD]
+TEXT_METRICS = [VQAAccuracy, BLEU, ROUGEL, CIDErD, ANLS, ExactMatch]
+QUESTION = {"id": "1", "answer": "red", "structural": "query", "semantic": "attr", "group": "color", "entailed": ["2"]}
 ROWS: dict[type[Metric], tuple[list[Any], list[Any]]] = {
     VQAAccuracy: (["2", "red"], [["2"] * 2 + ["3"] * 8, ["red"]]),
     BLEU: (["a red dog", "a bus"], [["a dog", "the red dog"], ["a bus waits"]]),
     ROUGEL: (["a red dog", "a bus"], [["a dog", "the red dog"], ["a bus waits"]]),
     CIDErD: (["a red dog", "a bus"], [["a dog", "the red dog"], ["a bus waits"]]),
+    ANLS: (["2", "red cup"], [["2", "3"], ["a cup", "the cup"]]),
+    ExactMatch: (["2", "red"], [["2", "3"], ["a cup"]]),
+    GQAScores: (
+        ["red", "no"],
+        [
+            QUESTION | {"valid": ["red", "blue"], "plausible": ["blue"]},
+            {"id": "2", "answer": "yes", "structural": "verify", "semantic": "attr"},
+        ],
+    ),
+    NLVR2Scores: (
+        ["true", "false"],
+        [{"identifier": "dev-1-0-0", "label": "True"}, {"identifier": "dev-1-1-0", "label": "True"}],
+    ),
     GroundingAccuracy: ([(0, 0, 2, 2), None], [(0, 0, 2, 3), (0, 0, 1, 1)]),
 }
 every_metric = pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
@@ -91,7 +115,8 @@ def test_forward_gives_the_batch_and_adds_it(kind: type[Metric]) -> None:
     metric(preds[:1], targets[:1])
     found = metric(preds[1:], targets[1:])
     second.update(preds[1:], targets[1:])
-    assert [value.item() for value in (found.values() if isinstance(found, dict) else [found])] == numbers(second)
+    of_batch = [value.item() for value in (found.values() if isinstance(found, dict) else [found])]
+    assert of_batch == pytest.approx(numbers(second), abs=0, nan_ok=True)
     assert numbers(metric) == pytest.approx(numbers(filled(kind)), abs=1e-12)
 
 
@@ -104,19 +129,31 @@ def test_half_precision_leaves_the_sums_exact(kind: type[Metric]) -> None:
     assert numbers(metric) == numbers(filled(kind))
 
 
-def test_metrics_that_agree_on_the_first_batch_stay_apart_in_a_collection() -> None:
+BOX, FARTHER = (0, 0, 2, 2), (0, 0, 2, 3)
+ALIKE: list[tuple[list[Metric], list[Any], list[Any]]] = [
+    # Metrics, then two rows of predictions and references: all agree on the first row and differ on the second.
+    (
+        [ROUGEL(), VQAAccuracy(), BLEU(), CIDErD(), ANLS(), ANLS(0.9), ExactMatch(), ExactMatch("as_is")],
+        ["dog", "a dog"],
+        [["dog"], ["the dog", "dog"]],
+    ),
+    ([GroundingAccuracy(0.5), GroundingAccuracy(0.9)], [BOX, BOX], [BOX, FARTHER]),
+    (
+        [GQAScores(), NLVR2Scores()],
+        ["true", "no"],
+        [QUESTION | {"identifier": f"dev-1-{pair}-0", "label": "true", "id": str(pair)} for pair in range(2)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("metrics", "preds", "references"), ALIKE)
+def test_metrics_that_agree_on_the_first_batch_stay_apart_in_a_collection(
+    metrics: list[Metric], preds: list[Any], references: list[Any]
+) -> None:
     """A collection merges metrics with equal state names and values; all of these are 1 of 1 after the first batch."""
-    texts = MetricCollection([ROUGEL(), VQAAccuracy(), BLEU(), CIDErD()])
-    boxes = MetricCollection({"from_half": GroundingAccuracy(0.5), "from_most": GroundingAccuracy(0.9)})
-    texts.update(["dog"], [["dog"]])
-    boxes.update([(0, 0, 2, 2)], [(0, 0, 2, 2)])
-    texts.update(["a dog"], [["the dog", "dog"]])
-    boxes.update([(0, 0, 2, 2)], [(0, 0, 2, 3)])
-    alone = [ROUGEL(), VQAAccuracy(), BLEU(), CIDErD(), GroundingAccuracy(0.5), GroundingAccuracy(0.9)]
-    for metric in alone[:4]:
-        metric.update(["dog", "a dog"], [["dog"], ["the dog", "dog"]])
-    for metric in alone[4:]:
-        metric.update([(0, 0, 2, 2)] * 2, [(0, 0, 2, 2), (0, 0, 2, 3)])
-    for collection, kinds in ((texts, alone[:4]), (boxes, alone[4:])):
-        for metric, lone in zip(collection.values(), kinds, strict=True):
-            assert numbers(metric) == pytest.approx(numbers(lone), abs=1e-12)
+    collection = MetricCollection({str(place): metric.clone() for place, metric in enumerate(metrics)})
+    for start in range(2):
+        collection.update(preds[start : start + 1], references[start : start + 1])
+    for metric, lone in zip(collection.values(), metrics, strict=True):
+        lone.update(preds, references)
+        assert numbers(metric) == pytest.approx(numbers(lone), abs=1e-12, nan_ok=True)
