@@ -29,7 +29,7 @@ SPECS = {
     "three": SoftSlots(slots=3, width=5, bottlenecks=2),
     "wide": SoftSlots(slots=2, width=4, bottlenecks=3),
 }
-READS = {"bert", "vit"}
+READS = {"bert", "vit", "dinov2"}
 ENCODES = {"t5", "florence2"}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from moadapt import Placement, RouterSpec, anatomy, attach
 from moadapt.adapters import LoRA
@@ -17,15 +18,18 @@ from tests.conformance.canonical import EVERYWHERE, label, make, router_specs
 from tests.core.zoo import ZOO, build
 from tests.models import IMAGE_TOKEN, llava_batch, prompt_of, rows_of, uneven_images
 
-TEXT_ONLY, VISION_ONLY = ["llama", "qwen3", "bert", "t5"], ["vit"]
+TEXT_ONLY, VISION_ONLY = ["llama", "qwen3", "gpt2", "bert", "t5"], ["vit", "dinov2"]
 BLOCKS: dict[str, dict[str, int]] = {  # blocks of each tower, as the configs say
     "llama": {"language": 2},
     "qwen3": {"language": 2},
+    "gpt2": {"language": 2},
     "bert": {"language": 2},
     "t5": {"language": 4},  # of the encoder, then of the decoder
     "vit": {"vision": 3},
+    "dinov2": {"vision": 3},
     "llava": {"vision": 3, "language": 2},
     "llava_pixtral": {"vision": 3, "language": 2},
+    "llava_next": {"vision": 3, "language": 2},
     "llava_onevision": {"vision": 3, "language": 2},
     "qwen2_5_vl": {"vision": 2, "language": 2},
     "qwen3_vl": {"vision": 3, "language": 2},
@@ -87,14 +91,16 @@ def test_every_linear_of_a_tower_is_a_site_of_one_tower(name: str) -> None:
     linears = {
         path: module
         for path, module in base.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[0] not in kernels
+        if isinstance(module, (nn.Linear, Conv1D)) and path.rpartition(".")[0] not in kernels
     }
     sites = [*parts.of_form("linear"), *(site for site in parts.unread if site.form == "linear")]
     assert len({site.path for site in sites}) == len(sites)
     assert linears.keys() - paths_of(tuple(sites)) <= {"lm_head"}
     assert paths_of(tuple(sites)) <= linears.keys()
     for site in sites:
-        assert (site.out_features, site.in_features) == tuple(linears[site.path].weight.shape)
+        weight = linears[site.path].weight
+        shape = weight.T.shape if isinstance(linears[site.path], Conv1D) else weight.shape
+        assert (site.out_features, site.in_features) == tuple(shape)
         assert parts.tower(site.tower).blocks or site.layer is None
         if site.layer is not None:
             assert site.path.startswith(parts.tower(site.tower).blocks[site.layer] + ".")

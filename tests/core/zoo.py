@@ -54,6 +54,21 @@ def _llava(vision: Any, **fields: Any) -> Any:
     )
 
 
+GRIDS = [[16, 16], [16, 32], [32, 16], [32, 32]]
+"""Sizes to which a picture may be cut into tiles, in pixels."""
+
+
+def _llava_next() -> Any:
+    return config(
+        "llava_next",
+        vision_config=config("clip_vision_model", **VISION),
+        text_config=config("llama", **TEXT),
+        image_token_id=3,
+        image_grid_pinpoints=GRIDS,
+        image_seq_length=4,
+    )
+
+
 def _llava_onevision() -> Any:
     return config(
         "llava_onevision",
@@ -62,6 +77,7 @@ def _llava_onevision() -> Any:
         image_token_id=3,
         video_token_id=4,
         vision_feature_layer=-1,
+        image_grid_pinpoints=GRIDS,
     )
 
 
@@ -180,13 +196,21 @@ def _t5() -> Any:
     )  # fmt: skip
 
 
+def _gpt2() -> Any:
+    return config(
+        "gpt2", vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
+    )
+
+
 BERT = {name: value for name, value in TEXT.items() if name not in ("num_key_value_heads", "head_dim")}
 
 ZOO: dict[str, tuple[str, Callable[[], Any]]] = {
     "llama": ("LlamaForCausalLM", lambda: config("llama", **TEXT)),
     "qwen3": ("Qwen3ForCausalLM", lambda: config("qwen3", **TEXT)),
+    "gpt2": ("GPT2LMHeadModel", _gpt2),
     "bert": ("BertForSequenceClassification", lambda: config("bert", **BERT)),
     "vit": ("ViTForImageClassification", lambda: config("vit", **VISION)),
+    "dinov2": ("Dinov2ForImageClassification", lambda: config("dinov2", **VISION)),
     "t5": ("T5ForConditionalGeneration", _t5),
     "llava": (
         "LlavaForConditionalGeneration",
@@ -196,6 +220,7 @@ ZOO: dict[str, tuple[str, Callable[[], Any]]] = {
         "LlavaForConditionalGeneration",
         lambda: _llava(config("pixtral", **VISION), vision_feature_layer=-1, vision_feature_select_strategy="full"),
     ),
+    "llava_next": ("LlavaNextForConditionalGeneration", _llava_next),
     "llava_onevision": ("LlavaOnevisionForConditionalGeneration", _llava_onevision),
     "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", _qwen25_vl),
     "qwen3_vl": ("Qwen3VLForConditionalGeneration", _qwen3_vl),
