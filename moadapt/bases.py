@@ -7,10 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.models.auto import modeling_auto
 
+from moadapt.processors import load_processor
 from moadapt.registry import BASES
+
+_LOADERS: tuple[tuple[Any, Any], ...] = (
+    (AutoModelForImageTextToText, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+    (AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    (AutoModelForSeq2SeqLM, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    (AutoModelForSequenceClassification, modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    (AutoModelForImageClassification, modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+)
+"""Kinds of models, and the classes of each by the type that a config names; the first that fits counts."""
 
 
 class ShippedBase(ABC):
@@ -62,9 +80,9 @@ def load_base(
         raise ValueError(f"dtype is {dtype!r}; give auto, or a number type of torch such as float32 or bfloat16")
     folder = base_folder(name)
     with _loading(name):
-        loader = _loader(AutoConfig.from_pretrained(folder))
-        model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
-        return model.eval(), AutoProcessor.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        model = _loader(config).from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
+        return model.eval(), load_processor(folder, config)
 
 
 def outline(name: str) -> PreTrainedModel:
@@ -84,8 +102,10 @@ def outline(name: str) -> PreTrainedModel:
 
 
 def _loader(config: Any) -> Any:
-    pictures = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    return AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+    """Choose the kind of model whose class wrote the weights, or else the first that takes such a config."""
+    known = {loader: names[config.model_type] for loader, names in _LOADERS if config.model_type in names}
+    wrote = [loader for loader, name in known.items() if name in (config.architectures or ())]
+    return next(iter([*wrote, *known]), AutoModelForCausalLM)
 
 
 @contextmanager

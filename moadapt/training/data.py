@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import lightning
-from transformers import AutoProcessor
+from transformers import AutoConfig
 
 from moadapt.bases import base_folder
+from moadapt.processors import load_processor
 from moadapt.task import BadExample, Dataset, Example, Task
 from moadapt.training.batch import Batch
 from moadapt.training.collate import Collator
@@ -78,7 +79,8 @@ class MixedTasks(lightning.LightningDataModule):
     def processor(self) -> Any:
         """The base's processor."""
         if self._processor is None:
-            self._processor = AutoProcessor.from_pretrained(base_folder(self.base))
+            folder = base_folder(self.base)
+            self._processor = load_processor(folder, AutoConfig.from_pretrained(folder))
         return self._processor
 
     @property
