@@ -5,7 +5,7 @@ generated text back into a prediction, and says which metrics compare prediction
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,6 +60,18 @@ class BadExample:
         return f"{self.file}: {self.entry}: {self.reason}"
 
 
+class Defect(Exception):
+    """One entry cannot be used.
+
+    Args:
+        bad: File, entry and reason.
+    """
+
+    def __init__(self, bad: BadExample) -> None:
+        super().__init__(str(bad))
+        self.bad = bad
+
+
 class Task(ABC):
     """Data, prompt, answer parsing and metrics of one task."""
 
@@ -69,14 +81,16 @@ class Task(ABC):
     """Longest answer to generate, in tokens."""
 
     @abstractmethod
-    def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
+    def read(self, split: str) -> tuple[Sequence[Example], list[BadExample]]:
         """Read one split.
 
         Args:
             split: `train`, `validation` or `test`.
 
         Returns:
-            The examples in file order, and every entry that cannot be used.
+            The examples in file order, and every entry that cannot be used. Where a split is too large to be held, the
+            sequence reads each example when it is asked for, and raises `Defect` for one that cannot be used; worker
+            processes get a copy of it.
 
         Raises:
             ValueError: A file is missing, is no JSON or lacks a key that every entry needs.

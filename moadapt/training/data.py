@@ -1,7 +1,8 @@
 """The data module: several tasks, mixed in every batch."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import lightning
@@ -34,8 +35,8 @@ class MixedTasks(lightning.LightningDataModule):
             least 1 for shares proportional to size^(1/T).
         num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
         seed: Of order and chosen answers, from 0.
-        on_bad_example: What to do when entries of the files cannot be used: `raise` before anything is trained, or
-            `skip` them.
+        on_bad_example: What to do when entries of the files cannot be used: `raise` before anything is trained, or, of
+            data that is read while it is trained on, when one is met; or `skip` them.
 
     Raises:
         ValueError: Not exactly one of `tasks` and `dataset` is given, or a number is out of range.
@@ -109,7 +110,8 @@ class MixedTasks(lightning.LightningDataModule):
         read = {(split, name): task.read(split) for split in splits for name, task in self.tasks.items()}
         self._judge({f"{name}, {split}": bad for (split, name), (_, bad) in read.items() if bad})
         for split in splits:
-            self._rows[split] = Rows({name: _some(name, split, read[split, name][0]) for name in self.tasks})
+            found = {name: _some(name, split, read[split, name][0]) for name in self.tasks}
+            self._rows[split] = Rows(found, skip=self.on_bad_example == "skip")
 
     def train_dataloader(self) -> TrainLoader:
         """Give training batches from step 0, or from where a checkpoint was taken."""
@@ -159,12 +161,12 @@ class MixedTasks(lightning.LightningDataModule):
         self._resumed = state_dict or None
 
     def examples(self, split: str) -> list[Example]:
-        """Return the rows of a split that `setup` read, one task after the other.
+        """Return all rows of a split that `setup` read, one task after the other.
 
         Args:
             split: `train`, `validation` or `test`.
         """
-        return self._rows[split].examples
+        return list(chain.from_iterable(self._rows[split].tasks))
 
     def _train_loader(self) -> TrainLoader:
         rows = self._rows["train"]
@@ -192,7 +194,7 @@ class MixedTasks(lightning.LightningDataModule):
         _LOG.warning("%s cannot be used; skipped:\n  %s", count, shown)
 
 
-def _some(name: str, split: str, examples: list[Example]) -> list[Example]:
-    if not examples:
+def _some(name: str, split: str, examples: Sequence[Example]) -> Sequence[Example]:
+    if not len(examples):
         raise ValueError(f"task {name!r} has no usable rows in its {split} split; give it files that have some")
     return examples

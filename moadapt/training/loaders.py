@@ -4,38 +4,66 @@ They are no torch DataLoader, so that Lightning does not replace their samplers.
 """
 
 import atexit
+import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 from weakref import WeakSet
 
 from torch.utils.data import DataLoader, Dataset
 
-from moadapt.task import Example
+from moadapt.task import Defect, Example
 from moadapt.training.batch import Batch
 from moadapt.training.collate import Collator, Item
-from moadapt.training.order import Draw, MixedOrder
+from moadapt.training.order import Draw, MixedOrder, spread
+
+_LOG = logging.getLogger(__name__)
 
 
 class Rows(Dataset[Item]):
-    """The rows of one split, one task after the other.
+    """The rows of one split, one task after the other, each read when it is drawn.
 
     Args:
         tasks: Rows of each task, by name.
+        skip: Whether to leave out rows that turn out to be unusable when they are read; else they are an error.
     """
 
-    def __init__(self, tasks: dict[str, list[Example]]) -> None:
-        self.names = [name for name, examples in tasks.items() for _ in examples]
-        self.examples = [example for examples in tasks.values() for example in examples]
-        self.sizes = [len(examples) for examples in tasks.values()]
+    def __init__(self, tasks: Mapping[str, Sequence[Example]], *, skip: bool = False) -> None:
+        self.names, self.tasks, self.skip = list(tasks), list(tasks.values()), skip
+        self.sizes = [len(examples) for examples in self.tasks]
+        self._ends = list(accumulate(self.sizes))
 
     def __len__(self) -> int:
         """Rows of all tasks."""
-        return len(self.examples)
+        return self._ends[-1]
 
     def __getitem__(self, draw: Draw) -> Item:
-        """Return the row that a draw names."""
-        return Item(self.names[draw.row], self.examples[draw.row], draw.row, draw.turn)
+        """Return the row that a draw names.
+
+        Raises:
+            Defect: It is read only now, and cannot be used.
+        """
+        task = bisect_right(self._ends, draw.row)
+        start = self._ends[task] - self.sizes[task]
+        return Item(self.names[task], self.tasks[task][draw.row - start], draw.row, draw.turn)
+
+    def __getitems__(self, draws: Iterable[Draw]) -> list[Item]:
+        """Return the rows of a batch.
+
+        Raises:
+            ValueError: One cannot be used, and is not to be skipped.
+        """
+        items = []
+        for draw in draws:
+            try:
+                items.append(self[draw])
+            except Defect as defect:
+                if not self.skip:
+                    raise ValueError(f"{defect}; mend it, or give on_bad_example: skip") from defect
+                _LOG.warning("skipped: %s", defect)
+        return items
 
 
 class TrainLoader:
@@ -77,8 +105,10 @@ class TrainLoader:
         Nothing is read before the first batch is asked for: Lightning makes the iterator before it restores state.
         """
         epoch, step = divmod(self.steps_done, len(self))
-        steps = [self.order.batch(epoch, rest)[self._own] for rest in range(step, len(self))]
+        steps = (self.order.batch(epoch, rest)[self._own] for rest in range(step, len(self)))
         for batch in _batches(self.rows, steps, self.collator, self.num_workers):
+            if not len(batch):
+                raise ValueError(f"no row of step {self.steps_done} can be used; mend the data or give larger batches")
             batch.step = self.steps_done
             self.steps_done += 1
             yield batch
@@ -94,7 +124,7 @@ class TrainLoader:
         for step in range(count):
             draws = self.order.batch(*divmod(step, len(self)))
             for share in self._shares:
-                yield self.collator([self.rows[draw] for draw in draws[share]])
+                yield self.collator(self.rows.__getitems__(draws[share]))
 
     def state_dict(self) -> dict[str, int]:
         """Return seed, epoch and step of the next batch."""
@@ -132,22 +162,28 @@ class EvaluationLoader:
     def __init__(
         self, rows: Rows, collator: Collator, batch_size: int, num_workers: int, process: int, num_processes: int
     ) -> None:
-        self.rows = rows
-        chunks = _take_turns(_chunks(rows.sizes, batch_size * num_processes))
-        batches = [[Draw(row, 0) for row in chunk[process::num_processes]] for chunk in chunks]
-        self._make: Callable[[], Iterator[Batch]] = lambda: _batches(rows, batches, collator, num_workers)
-        self._length = len(batches)
+        self.rows, self.collator, self.batch_size, self.num_workers = rows, collator, batch_size, num_workers
+        self.process, self.num_processes = process, num_processes
+        self._chunks = [-(-size // (batch_size * num_processes)) for size in rows.sizes]
 
     def __len__(self) -> int:
         """Batches on each process."""
-        return self._length
+        return sum(self._chunks)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give all batches of this process."""
-        return self._make()
+        return _batches(self.rows, map(self._draws, range(len(self))), self.collator, self.num_workers)
+
+    def _draws(self, number: int) -> list[Draw]:
+        """Return this process's rows of one batch."""
+        [(task, chunk)] = spread(self._chunks, [0.5] * len(self._chunks), number, number + 1)
+        length = self.batch_size * self.num_processes
+        start = sum(self.rows.sizes[:task])
+        chunked = range(chunk * length, min((chunk + 1) * length, self.rows.sizes[task]))
+        return [Draw(start + row, 0) for row in chunked[self.process :: self.num_processes]]
 
 
-def _batches(rows: Rows, batches: Sequence[list[Draw]], collator: Collator, num_workers: int) -> Iterator[Batch]:
+def _batches(rows: Rows, batches: Iterable[list[Draw]], collator: Collator, num_workers: int) -> Iterator[Batch]:
     ignore = _ignore_signals if num_workers else None
     loader = DataLoader(
         rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore
@@ -172,18 +208,3 @@ def _end_workers() -> None:
     """Ask workers to end; Python's own exit would terminate them by the signal that they ignore, and wait for ever."""
     for iterator in list(_OPEN):
         iterator._shutdown_workers()
-
-
-def _chunks(sizes: Sequence[int], length: int) -> list[list[range]]:
-    """Cut each task's rows into chunks."""
-    starts = [sum(sizes[:task]) for task in range(len(sizes))]
-    return [
-        [range(at, min(at + length, start + size)) for at in range(start, start + size, length)]
-        for start, size in zip(starts, sizes, strict=True)
-    ]
-
-
-def _take_turns(lists: list[list[range]]) -> list[range]:
-    """Merge lists so that every stretch holds their elements in proportion."""
-    placed = [((i + 0.5) / len(chunks), chunk) for chunks in lists for i, chunk in enumerate(chunks)]
-    return [chunk for _, chunk in sorted(placed, key=lambda pair: pair[0])]

@@ -7,7 +7,6 @@ not stop at epochs: no row comes a second time before all others of its task cam
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -52,7 +51,8 @@ class MixedOrder:
         self.sizes, self.batch_size, self.seed = tuple(sizes), batch_size, seed
         self.steps = max(1, sum(sizes) // batch_size)
         self.counts = _apportion(_shares(sizes, sampling), self.steps * batch_size)
-        self._offsets = [sum(sizes[:task]) for task in range(len(sizes))]
+        self._starts = [sum(sizes[:task]) for task in range(len(sizes))]
+        self._passes: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def batch(self, epoch: int, step: int) -> list[Draw]:
         """Return the rows of one step.
@@ -61,13 +61,47 @@ class MixedOrder:
             epoch: From 0.
             step: From 0 to `steps` - 1.
         """
-        tasks, ranks = _spread(self.seed, self.counts, epoch)
-        here = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        return [self._draw(epoch, int(t), int(j)) for t, j in zip(tasks[here], ranks[here], strict=True)]
+        offsets = np.random.default_rng([self.seed, 0, epoch]).random(len(self.counts)).tolist()
+        places = spread(self.counts, offsets, step * self.batch_size, (step + 1) * self.batch_size)
+        return [self._draw(epoch, task, rank) for task, rank in places]
 
     def _draw(self, epoch: int, task: int, rank: int) -> Draw:
         turn, place = divmod(epoch * self.counts[task] + rank, self.sizes[task])
-        return Draw(self._offsets[task] + int(_shuffled(self.seed, task, turn, self.sizes[task])[place]), turn)
+        return Draw(self._starts[task] + int(self._shuffled(task, turn)[place]), turn)
+
+    def _shuffled(self, task: int, turn: int) -> NDArray[np.int64]:
+        """Return the order of a pass through a task's rows; the last one asked for is kept."""
+        if self._passes.get(task, (None,))[0] != turn:
+            self._passes.pop(task, None)  # first, so that two are never held
+            rng = np.random.default_rng([self.seed, 1, task, turn])
+            self._passes[task] = turn, rng.permutation(self.sizes[task])
+        return self._passes[task][1]
+
+
+def spread(counts: Sequence[int], offsets: Sequence[float], start: int, stop: int) -> list[tuple[int, int]]:
+    """Merge lists so that every stretch holds their elements in proportion, and return a stretch of the merged one.
+
+    Element j of a list of n is placed at (j + offset) / n, so that between 0 and x there are n x of it, give or take
+    one; only those that can fall into the stretch are looked at.
+
+    Args:
+        counts: Elements of each list, at least 1.
+        offsets: For each list, from 0 to 1.
+        start: Where the stretch begins.
+        stop: Where it ends, at most the sum of `counts`.
+
+    Returns:
+        List and position in it, of every element of the stretch.
+    """
+    total, lists = sum(counts), len(counts)
+    least, most = (start - lists - 1) / total, (stop + lists + 1) / total
+    found, before = [], 0
+    for each, (count, offset) in enumerate(zip(counts, offsets, strict=True)):
+        first = min(max(int(least * count - offset) - 1, 0), count)
+        last = min(int(most * count - offset) + 2, count)
+        found += [((j + offset) / count, each, j) for j in range(first, last)]
+        before += first
+    return [(each, j) for _, each, j in sorted(found)[start - before : stop - before]]
 
 
 def _shares(sizes: Sequence[int], sampling: Sampling) -> NDArray[np.float64]:
@@ -91,19 +125,3 @@ def _apportion(shares: NDArray[np.float64], total: int) -> tuple[int, ...]:
     for task in np.argsort(counts - exact, kind="stable")[: max(0, total - counts.sum())]:
         counts[task] += 1
     return tuple(int(count) for count in counts)
-
-
-@lru_cache(maxsize=4)
-def _spread(seed: int, counts: tuple[int, ...], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return task and rank within the task of every place of an epoch, each task spread evenly over it."""
-    offsets = np.random.default_rng([seed, 0, epoch]).random(len(counts))
-    places = np.concatenate([(np.arange(c) + offset) / c for c, offset in zip(counts, offsets, strict=True)])
-    tasks = np.repeat(np.arange(len(counts)), counts)
-    ranks = np.concatenate([np.arange(count) for count in counts])
-    order = np.argsort(places, kind="stable")
-    return tasks[order], ranks[order]
-
-
-@lru_cache(maxsize=256)
-def _shuffled(seed: int, task: int, turn: int, size: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 1, task, turn]).permutation(size)

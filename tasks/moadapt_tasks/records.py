@@ -10,25 +10,13 @@ from pathlib import Path
 from reprlib import repr  # file contents in messages may be long
 from typing import Any, TypeVar
 
-from moadapt.task import BadExample
+from moadapt.task import BadExample, Defect
 
 Identifier = int | str
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 _HUGE = 1e12
 """Above every number that belongs in such a file; what is below is neither infinite nor nan."""
-
-
-class Defect(Exception):
-    """One entry cannot be used.
-
-    Args:
-        bad: File, entry and reason.
-    """
-
-    def __init__(self, bad: BadExample) -> None:
-        super().__init__(str(bad))
-        self.bad = bad
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from moadapt.task import Defect
 from moadapt_tasks.captioning import Captioning
 from moadapt_tasks.grounding import Grounding
 from moadapt_tasks.patterns import check_splits, check_template, picture_path
-from moadapt_tasks.records import Defect, Record
+from moadapt_tasks.records import Record
 from moadapt_tasks.vqa import VQA
 
 ENTRY = Record(Path("some.json"), "id 1", {})

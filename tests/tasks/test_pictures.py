@@ -4,8 +4,9 @@ from typing import BinaryIO
 import pytest
 from PIL import Image
 
+from moadapt.task import Defect
 from moadapt_tasks.pictures import Pictures
-from moadapt_tasks.records import Defect, Record
+from moadapt_tasks.records import Record
 from tests.tasks.spoiled_folder import SIZE, Folder
 
 ENTRY = Record(Path("some.json"), "id 1", {})

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from moadapt.task import Defect
 from moadapt_tasks.reading import read_json, read_list, read_table
-from moadapt_tasks.records import Defect, Record
+from moadapt_tasks.records import Record
 
 FILE = Path("some.json")
 

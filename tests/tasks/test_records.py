@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from moadapt_tasks.records import Defect, Record, collect
+from moadapt.task import Defect
+from moadapt_tasks.records import Record, collect
 
 FILE = Path("some.json")
 

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from moadapt.task import BadExample, Defect, Example
 from moadapt.training.collate import Collator
 from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
 from moadapt.training.order import MixedOrder
@@ -88,6 +90,61 @@ def test_evaluation_lets_tasks_take_turns(rows: Rows) -> None:
     loader = EvaluationLoader(rows, Collator(toy.processor(), seed=1, answers=False), 1, 0, 0, 1)
     first_half = [batch.task_names[0] for batch in loader][:6]
     assert 2 <= first_half.count("large") <= 3
+
+
+class ReadLate(Sequence[Example]):
+    """Rows of which some turn out to be unusable when they are read."""
+
+    def __init__(self, examples: Sequence[Example], broken: set[int]) -> None:
+        self.examples, self.broken = examples, broken
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, row: Any) -> Any:
+        if row in self.broken:
+            raise Defect(BadExample(Path("shard.tar"), f"sample {row}", "it has no picture"))
+        return self.examples[row]
+
+
+def late(tmp_path: Path, broken: set[int], *, skip: bool) -> Rows:
+    tasks = toy.toy_tasks(tmp_path, rows=(7, 5))
+    return Rows({name: ReadLate(task.read("train")[0], broken) for name, task in tasks.items()}, skip=skip)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_that_cannot_be_used_when_they_are_read_are_skipped(tmp_path: Path, workers: int) -> None:
+    loader = train(late(tmp_path, {1, 4}, skip=True), workers)
+    assert sorted(row for batch in seen(loader) for row in batch) == [0, 2, 3, 5, 6, 7, 9, 10]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_cannot_be_used_when_it_is_read_stops_training_with_its_name(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match=r"shard\.tar: sample 4: it has no picture.*on_bad_example: skip"):
+        seen(train(late(tmp_path, {4}, skip=False), workers))
+
+
+def test_a_step_without_any_usable_row_stops_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no row of step 0 can be used"):
+        seen(train(late(tmp_path, set(range(7)), skip=True)))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than the machine has cores
+@pytest.mark.parametrize("rows", [(13, 5), (64, 3), (9, 9)])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 3), (2, 2), (3, 1)])
+def test_an_epoch_shows_every_row_once_over_processes_and_workers(
+    tmp_path: Path, rows: tuple[int, int], processes: int, workers: int
+) -> None:
+    """Up to the rows that fill no whole batch: those open the next epoch."""
+    read = Rows({name: task.read("train")[0] for name, task in toy.toy_tasks(tmp_path, rows=rows).items()})
+    loaders = []
+    for process in range(processes):
+        order = MixedOrder(read.sizes, 6, "proportional", seed=1)
+        collator = Collator(toy.processor(), seed=1, answers=True)
+        loaders.append(TrainLoader(read, order, collator, workers, process, processes))
+    epochs = [[row for loader in loaders for batch in seen(loader) for row in batch] for _ in range(2)]
+    assert len(set(epochs[0])) == len(epochs[0]) == sum(rows) // 6 * 6
+    assert set(epochs[0]) | set(epochs[1]) == set(range(sum(rows)))
 
 
 UNFINISHED = """

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from moadapt.training.order import Draw, MixedOrder
+from moadapt.training.order import Draw, MixedOrder, spread
 
 
 def epoch(order: MixedOrder, number: int) -> list[list[Draw]]:
@@ -84,3 +84,21 @@ def test_many_tiny_tasks_do_not_lengthen_an_epoch() -> None:
     assert len(drawn) == order.steps * 60
     assert len(set(drawn)) == len(drawn)
     assert set(range(20)) <= set(drawn)
+
+
+@pytest.mark.parametrize("counts", [[1], [5, 5], [1, 100], [3, 1, 4, 1, 5, 9], [1] * 40, [1000, 2, 77]])
+def test_a_stretch_of_merged_lists_is_that_of_all_places_sorted(counts: list[int]) -> None:
+    for offsets in ([0.5] * len(counts), np.random.default_rng(0).random(len(counts)).tolist()):
+        pairs = [((j + offsets[i]) / count, i, j) for i, count in enumerate(counts) for j in range(count)]
+        merged = [(i, j) for _, i, j in sorted(pairs)]
+        for length in (1, 7):
+            for start in range(0, sum(counts), length):
+                stop = min(start + length, sum(counts))
+                assert spread(counts, offsets, start, stop) == merged[start:stop]
+
+
+def test_a_step_late_in_a_huge_epoch_costs_no_more_than_an_early_one() -> None:
+    order = MixedOrder([2**40, 2**20], batch_size=64, sampling="proportional", seed=0)
+    places = spread(order.counts, [0.3, 0.6], order.steps * 64 - 64, order.steps * 64)  # in memory, 8 TiB
+    assert len(places) == 64
+    assert places[-1] in {(0, order.counts[0] - 1), (1, order.counts[1] - 1)}
