@@ -189,9 +189,14 @@ def _batches(rows: Rows, batches: Iterable[list[Draw]], collator: Collator, num_
         rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore
     )
     iterator: Any = iter(loader)
-    if num_workers:
-        _OPEN.add(iterator)
-    return iterator  # type: ignore[no-any-return]
+    if not num_workers:
+        yield from iterator
+        return
+    _OPEN.add(iterator)
+    try:
+        yield from iterator
+    finally:  # the garbage collector may run in the very thread that is to tell the workers to end
+        iterator._shutdown_workers()
 
 
 _OPEN: "WeakSet[Any]" = WeakSet()
