@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moadapt.task import BadExample
+from moadapt.task import BadExample, Defect
 from moadapt_tasks.reading import read_json, read_list, require_file
-from moadapt_tasks.records import Defect, Record, collect, make_record
+from moadapt_tasks.records import Record, collect, make_record
 
 
 def read_rows(file: Path) -> tuple[list[Record], list[BadExample]]:
