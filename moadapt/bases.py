@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto import modeling_auto
@@ -99,6 +100,18 @@ def outline(name: str) -> PreTrainedModel:
         model: PreTrainedModel = _loader(config).from_config(config)
     model.eval()
     return model
+
+
+def decoder_start(config: PreTrainedConfig) -> int | None:
+    """Return the token that the decoder of an encoder-decoder begins with; None for other bases.
+
+    Args:
+        config: Of the base.
+    """
+    if not config.is_encoder_decoder:
+        return None
+    start: int | None = config.get_text_config().decoder_start_token_id
+    return start
 
 
 def _loader(config: Any) -> Any:

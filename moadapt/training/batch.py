@@ -18,11 +18,13 @@ class Batch:
 
     Args:
         inputs: What the base takes: `input_ids` and `attention_mask` (B, T), pictures, and what else its processor
-            gives. For training, prompt and answer padded on the right; else the prompt, padded on the left.
+            gives. For training, prompt and answer padded on the right; else the prompt, padded on the left. An
+            encoder-decoder gets the prompt alone, and for training `decoder_input_ids` (B, A).
         task_names: Task of every row, B names.
         rows: Index of every row among its split's rows, (B,).
         examples: The rows themselves.
-        labels: Answer tokens, -100 elsewhere, (B, T); None where the answer is to be generated.
+        labels: Answer tokens, -100 elsewhere, (B, T), or (B, A) where a decoder writes them; None where the answer is
+            to be generated.
     """
 
     def __init__(
@@ -34,7 +36,10 @@ class Batch:
         labels: Tensor | None = None,
     ) -> None:
         self.inputs, self.task_names, self.rows, self.examples, self.labels = inputs, task_names, rows, examples, labels
-        self.columns = None if labels is None else (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+        self.apart = "decoder_input_ids" in inputs
+        """Whether the labels are a decoder's, behind no prompt."""
+        told = None if labels is None else self._following(labels) != IGNORED
+        self.columns = None if told is None else told.any(dim=0).nonzero().flatten()
         """Positions whose next token is an answer token in some row, (C,), ascending."""
         self.step = 0
         """How many steps of training came before; keys noise."""
@@ -47,7 +52,15 @@ class Batch:
     def prompt_mask(self) -> Tensor:
         """Which tokens come before a row's answer, (B, T)."""
         assert self.labels is not None, "a batch to generate from is all prompt"
+        if self.apart:
+            return self.inputs["attention_mask"].bool()
         return (self.labels != IGNORED).cumsum(dim=1) == 0
+
+    @property
+    def targets(self) -> Tensor:
+        """The answer tokens that follow the positions `columns`, -100 where there is none, (B, C)."""
+        assert self.labels is not None, "a batch to generate from has none"
+        return self._following(self.labels)[:, self.columns]
 
     def task_ids(self, names: Sequence[str]) -> Tensor:
         """Return the index of every row's task, (B,), where its pictures and tokens are.
@@ -65,6 +78,10 @@ class Batch:
     def cast(self, dtype: torch.dtype) -> "Batch":
         """Return the batch with its pictures in another number type."""
         return self._with(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    def _following(self, labels: Tensor) -> Tensor:
+        """Return the labels that the logits of each position are about."""
+        return labels if self.apart else labels[:, 1:]
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed = copy.copy(self)

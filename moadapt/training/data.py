@@ -2,20 +2,21 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
 
 import lightning
 from transformers import AutoConfig
 
-from moadapt.bases import base_folder
+from moadapt.bases import base_folder, decoder_start
 from moadapt.processors import load_processor
 from moadapt.task import BadExample, Dataset, Example, Task
+from moadapt.training.answers import AnswerWriter
 from moadapt.training.batch import Batch
 from moadapt.training.collate import Collator
 from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
 from moadapt.training.order import MixedOrder, Sampling
-from moadapt.training.prompts import PromptWriter
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 10
@@ -72,22 +73,24 @@ class MixedTasks(lightning.LightningDataModule):
         self.tasks: Mapping[str, Task] = dict(tasks or {})
         self.skipped: dict[str, list[BadExample]] = {}
         self._rows: dict[str, Rows] = {}
-        self._processor: Any = None
+        self._collators: dict[bool, Collator] = {}
         self._loader: TrainLoader | None = None
         self._resumed: dict[str, int] | None = None
 
-    @property
+    @cached_property
     def processor(self) -> Any:
         """The base's processor."""
-        if self._processor is None:
-            folder = base_folder(self.base)
-            self._processor = load_processor(folder, AutoConfig.from_pretrained(folder))
-        return self._processor
+        return load_processor(base_folder(self.base), self._config)
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the processor, with a padding token."""
-        return PromptWriter(self.processor).tokenizer
+        return self.answers.tokenizer
+
+    @property
+    def answers(self) -> AnswerWriter:
+        """What turns answers into tokens, and tokens into answers."""
+        return self._collator(answers=False).written
 
     def prepare_data(self) -> None:
         """Let the data set write its files; runs once a machine."""
@@ -171,12 +174,21 @@ class MixedTasks(lightning.LightningDataModule):
     def _train_loader(self) -> TrainLoader:
         rows = self._rows["train"]
         order = MixedOrder(rows.sizes, self.batch_size, self.sampling, self.seed)
-        collator = Collator(self.processor, seed=self.seed, answers=True)
-        return TrainLoader(rows, order, collator, self.num_workers, *self._process())
+        return TrainLoader(rows, order, self._collator(answers=True), self.num_workers, *self._process())
 
     def _evaluation(self, split: str, *, answers: bool = False) -> EvaluationLoader:
-        collator = Collator(self.processor, seed=self.seed, answers=answers)
+        collator = self._collator(answers=answers)
         return EvaluationLoader(self._rows[split], collator, self.eval_batch_size, self.num_workers, *self._process())
+
+    def _collator(self, *, answers: bool) -> Collator:
+        if answers not in self._collators:
+            start = decoder_start(self._config)
+            self._collators[answers] = Collator(self.processor, seed=self.seed, answers=answers, decoder_start=start)
+        return self._collators[answers]
+
+    @cached_property
+    def _config(self) -> Any:
+        return AutoConfig.from_pretrained(base_folder(self.base))
 
     def _process(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -19,9 +19,7 @@ def row_losses(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         Losses in nats (B,), float32 or finer, and counts (B,).
     """
-    assert batch.labels is not None, "a batch to train on has labels"
-    assert batch.columns is not None, "a batch to train on has labels"
-    targets = batch.labels[:, batch.columns + 1]
+    targets = batch.targets
     told = targets != IGNORED
     exact = logits[told].to(torch.promote_types(logits.dtype, torch.float32))
     tokens = functional.cross_entropy(exact, targets[told], reduction="none")

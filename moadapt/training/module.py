@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moadapt.bases import load_base
+from moadapt.training.answers import AnswerWriter
 from moadapt.training.batch import Batch
 from moadapt.training.data import MixedTasks
 from moadapt.training.loss import answer_logits, row_losses
@@ -91,8 +92,6 @@ class TaskModule(lightning.LightningModule, ABC):
         """Load the base and build on it, once."""
         if self.model is None:
             base, _ = load_base(self.base, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
-            if base.config.is_encoder_decoder:
-                raise ValueError(f"{self.base} is an encoder-decoder; training takes decoder-only bases, such as LLaVA")
             self._transformer = base
             self.model = self.build(base).train()
 
@@ -200,19 +199,19 @@ class TaskModule(lightning.LightningModule, ABC):
         """
         if not len(batch):
             return []
-        tasks, tokenizer = self.data.tasks, self.data.tokenizer
+        tasks, answers = self.data.tasks, self.data.answers
         generate: Any = self.model.generate  # type: ignore[union-attr]
         written = generate(
             **batch.cast(self.transformer.dtype).inputs,
             **self.options(batch),
             do_sample=False,
             max_new_tokens=tasks[batch.task_names[0]].max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=_ends(self.transformer, tokenizer),
+            pad_token_id=answers.tokenizer.pad_token_id,
+            eos_token_id=_ends(self.transformer, answers),
         )
-        new = written[:, batch.inputs["input_ids"].shape[1] :]
+        prompt = 0 if self.transformer.config.is_encoder_decoder else batch.inputs["input_ids"].shape[1]
         rows = zip(batch.task_names, batch.rows.tolist(), batch.examples, strict=True)
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        texts = [answers.text(tokens) for tokens in written[:, prompt:].tolist()]
         return [
             Answered(name, row, example, text, tasks[name].parse(text, example))
             for (name, row, example), text in zip(rows, texts, strict=True)
@@ -256,7 +255,7 @@ class TaskModule(lightning.LightningModule, ABC):
             self.log(name, value)
 
 
-def _ends(transformer: PreTrainedModel, tokenizer: Any) -> Sequence[int]:
-    """Return the tokens that end an answer: the tokenizer's and those that the base generates until."""
+def _ends(transformer: PreTrainedModel, answers: AnswerWriter) -> Sequence[int]:
+    """Return the tokens that end an answer: that of the training, and those that the base generates until."""
     own = getattr(transformer.generation_config, "eos_token_id", None)
-    return sorted({tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])})
+    return sorted({answers.end, answers.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])})

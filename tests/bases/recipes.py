@@ -196,7 +196,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "qwen2_5_vl": Recipe(_qwen("Qwen2_5_VLProcessor", 14), QWEN_VL, VISION, chat=chats.QWEN25_VL),
     "qwen3_vl": Recipe(_qwen("Qwen3VLProcessor", 16), QWEN_VL, VISION, chat=chats.QWEN3_VL),
-    "paligemma": Recipe(_paligemma, {**GEMMA, "image_token": "<image>"}, start=("<bos>",)),
+    "paligemma": Recipe(_paligemma, {**GEMMA, "image_token": "<image>"}),
     "gemma3": Recipe(
         _gemma3,
         {
@@ -228,7 +228,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "blip2": Recipe(
         _blip2,
-        {"pad_token": "<pad>", "bos_token": "</s>", "eos_token": "</s>", "image_token": "<image>"},
+        {"pad_token": "<pad>", "bos_token": "</s>", "eos_token": "</s>"},
         start=("</s>",),
     ),
     "florence2": Recipe(

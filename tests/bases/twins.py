@@ -51,21 +51,22 @@ def twin(name: str) -> Twin:
         processor: Any = tokenizer
     else:
         processor = recipe.processor(tokenizer, recipe.chat)
-    _agree(config, tokenizer)
+    _agree(config, tokenizer, processor)
     return Twin(name, _random(kind, config), processor)
 
 
-def _agree(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def _agree(config: Any, tokenizer: PreTrainedTokenizerFast, processor: Any) -> None:
     """Give a config the tokens of a tokenizer, and room for prompts of bytes."""
     text = config.get_text_config()
     text.vocab_size = len(tokenizer)
     for each in (config, text):
         for name in ("pad", "bos", "eos"):
             setattr(each, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    for name, token in (("image", "image_token"), ("video", "video_token")):
-        for attribute in (f"{name}_token_id", f"{name}_token_index"):
-            if hasattr(config, attribute) and hasattr(tokenizer, token):
-                setattr(config, attribute, getattr(tokenizer, f"{token}_id"))
+    for name in ("image_token", "video_token"):
+        token = getattr(tokenizer, name, getattr(processor, name, None))
+        for attribute in (f"{name}_id", f"{name}_index"):
+            if hasattr(config, attribute) and token is not None:
+                setattr(config, attribute, tokenizer.convert_tokens_to_ids(str(token)))
     for room in ("max_position_embeddings", "n_positions"):
         if hasattr(text, room):
             setattr(text, room, 1024)

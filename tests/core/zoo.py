@@ -141,7 +141,7 @@ def _mllama() -> Any:
         "max_num_tiles": 2,
         "intermediate_layers_indices": [0, 2],
         "vision_output_dim": 96,
-        "supported_aspect_ratios": [[1, 1], [1, 2]],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
     }
     text = {**TEXT, "num_hidden_layers": 3, "cross_attention_layers": [1]}
     return config("mllama", vision_config=vision, text_config=text, image_token_index=66)

@@ -8,7 +8,8 @@ import torch
 from moadapt.picture import Picture
 from moadapt.task import Example
 from moadapt.training.batch import IGNORED
-from moadapt.training.collate import Collator, Item, append_answers, open_pictures
+from moadapt.training.collate import Collator, Item, open_pictures
+from moadapt.training.sequences import answers_apart, append_answers, padded
 from tests.training import toy
 
 
@@ -60,7 +61,7 @@ def test_columns_are_the_positions_before_answer_tokens(items: list[Item]) -> No
 
 def test_the_template_without_picture_words_gives_the_plain_form(items: list[Item]) -> None:
     collator = Collator(toy.processor(None), seed=0, answers=True)
-    assert collator.writer.prompt("what?") == "<image>\nwhat?\n"
+    assert collator.prompts.prompt("what?") == "<image>\nwhat?\n"
 
 
 @pytest.mark.parametrize("chat", [toy.CHAT, None], ids=["template", "plain"])
@@ -114,14 +115,35 @@ def test_other_inputs_of_the_sequence_go_on_as_at_the_prompts_end() -> None:
         "input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),
         "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
         "kinds": torch.tensor([[0, 3, 4], [1, 1, 2]]),
+        "mm_token_type_ids": torch.tensor([[0, 1, 1], [0, 1, 1]]),
         "pixel_values": torch.zeros(2, 1),
     }
     inputs, labels = append_answers(prompts, [[1, 2], [3]], padding=0)
     assert inputs["input_ids"].tolist() == [[5, 6, 1, 2], [7, 8, 9, 3]]
     assert inputs["kinds"].tolist() == [[3, 4, 4, 4], [1, 1, 2, 2]]
+    assert inputs["mm_token_type_ids"].tolist() == [[1, 1, 0, 0], [0, 1, 1, 0]]  # answers are text
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert labels.tolist() == [[-100, -100, 1, 2], [-100, -100, -100, 3]]
     assert inputs["pixel_values"] is prompts["pixel_values"]
+
+
+@pytest.mark.parametrize(("side", "rows"), [("left", [[0, 0, 5], [7, 8, 9]]), ("right", [[5, 0, 0], [7, 8, 9]])])
+def test_padding_goes_to_one_side_wherever_it_was(side: str, rows: list[list[int]]) -> None:
+    inputs = {
+        "input_ids": torch.tensor([[0, 5, 0, 0], [7, 0, 8, 9]]),
+        "attention_mask": torch.tensor([[0, 1, 0, 0], [1, 0, 1, 1]]),
+    }
+    moved = padded(inputs, 0, side)
+    assert moved["input_ids"].tolist() == rows
+    assert torch.equal(moved["attention_mask"], (moved["input_ids"] != 0).long())
+
+
+def test_a_decoder_reads_the_token_before_each_that_it_writes() -> None:
+    prompts = {"input_ids": torch.tensor([[0, 5], [7, 8]]), "attention_mask": torch.tensor([[0, 1], [1, 1]])}
+    inputs, labels = answers_apart(prompts, [[1, 2, 3], [4]], padding=0, start=9)
+    assert inputs["input_ids"].tolist() == [[5, 0], [7, 8]]
+    assert inputs["decoder_input_ids"].tolist() == [[9, 1, 2], [9, 4, 0]]
+    assert labels.tolist() == [[1, 2, 3], [4, -100, -100]]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\nnonsense"], ids=["missing", "empty", "broken"])
