@@ -90,11 +90,19 @@ class AdaptedModule(nn.Module):
             raise TypeError(f"{self._site.path} was called without its input, {self._input}")
         x, args = (args[0], args[1:]) if args else (kwargs.pop(self._input), ())
         axes = x.shape[1:-1]
-        if self._site.form != "linear" or len(axes) < 2:
-            return self._adapted(x, call, *args, **kwargs)
-        x = x.flatten(1, -2)  # a linear layer takes every vector by itself, and routings know one axis of tokens
-        found = self._adapted(x, call, *args, **kwargs)
-        return with_output(found, lambda y: y.unflatten(1, axes))
+        if self._site.form == "linear" and len(axes) > 1:  # it takes every vector by itself, and routings know one axis
+            found = self._adapted(x.flatten(1, -2), call, *args, **kwargs)
+            return with_output(found, lambda y: y.unflatten(1, axes))
+        if self._flattened(x, call):
+            assert call.real is not None, "its tokens were counted"
+            found = self._adapted(x.unflatten(0, call.real.shape), call, *args, **kwargs)
+            return with_output(found, lambda y: y.flatten(0, 1))
+        return self._adapted(x, call, *args, **kwargs)
+
+    def _flattened(self, x: Tensor, call: Call) -> bool:
+        """Whether a module gets the tokens of all rows in one axis, as in OPT."""
+        alone = self._site.form in ("linear", "norm") and self._site.tower == "language" and x.ndim == 2
+        return alone and call.real is not None and len(x) == call.real.numel()
 
     def _adapted(self, x: Tensor, call: Call, *args: Any, **kwargs: Any) -> Any:
         judge = None if call.overridden else self._context.judge(self._site)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from moadapt import Placement, attach
-from moadapt.adapters import Bottleneck, FamilySpec, LoRA, Prefix
+from moadapt.adapters import Bottleneck, FamilySpec, LoRA, NormTuning, Prefix
 from moadapt.adapters.bank import Adapter
 from moadapt_routers import ByTask, Constant
 from tests.conformance.canonical import EXPERTS, FAMILY_PARAMS, Given, make, routing_value
@@ -73,3 +73,25 @@ def test_a_module_takes_its_input_by_name() -> None:
             block.mlp.forward = lambda x, own=block.mlp: own.up_proj(other=x)
         with pytest.raises(TypeError, match="up_proj was called without its input, input"):
             mixture(input_ids=ids)
+
+
+@pytest.mark.parametrize("family", [LoRA, NormTuning])
+def test_rows_keep_their_routing_where_tokens_of_all_rows_share_an_axis(family: type[FamilySpec]) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=40, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    everywhere = Placement(kinds=("attention", "mlp", "other"))
+    placement = everywhere if family is LoRA else Placement()
+    mixture = attach(OPTForCausalLM(config), experts={"a": family(), "b": family()}, router=ByTask(), placement=placement)
+    randomize(mixture)
+    ids = torch.randint(3, 40, (3, 6))
+    with torch.no_grad():
+        mixed = mixture.eval()(input_ids=ids, task=["a", "b", "a"]).logits
+        for row, task in enumerate("aba"):
+            alone = mixture(input_ids=ids[row : row + 1], task=task).logits[0]
+            torch.testing.assert_close(mixed[row], alone, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(mixed[1], mixture(input_ids=ids, task="a").logits[1])
