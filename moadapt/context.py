@@ -79,6 +79,8 @@ class CallContext:
         self._reads_prompt, self._tells_images = reads_prompt, tells_images
         self._request: Request | None = None
         self._prepared: Call | None = None
+        self._prompt: Tensor | None = None
+        self._within: Call | None = None
         self._held: WeakKeyDictionary[Any, Held] = WeakKeyDictionary()
 
     @contextmanager
@@ -89,7 +91,7 @@ class CallContext:
             yield
         finally:
             self._request = before
-            self._prepared = self.call = None
+            self._prepared = self._prompt = self._within = self.call = None
 
     @contextmanager
     def standing_in(self, routers: Mapping[str, Router]) -> Iterator[None]:
@@ -111,7 +113,7 @@ class CallContext:
         Args:
             inputs: What `generate` was called with.
         """
-        self._prepared = self._open(inputs)
+        self._prepared, self._prompt = self._open(inputs), inputs.get("input_ids")
 
     def start(self, inputs: Mapping[str, Any]) -> Call:
         """Open the call of a forward pass.
@@ -158,6 +160,25 @@ class CallContext:
         routings = {p: r.detached() for p, r in call.routings.items()} if self._by_sequence else {}
         memories = {path: {n: t.detach() for n, t in kept.items()} for path, kept in call.memories.items()}
         self._held[cache] = Held(routings, memories, call.with_image)
+
+    def start_within(self, inputs: Mapping[str, Any]) -> None:
+        """Open the call of a pass that a model within the base makes on its own, from embeddings of the prompt.
+
+        Args:
+            inputs: What that model was called with.
+        """
+        if self.call is not None and self.call is not self._prepared:
+            return  # a pass of the base is under way
+        rows = inputs.get("inputs_embeds")
+        if rows is not None and self._prompt is not None:
+            inputs = {**inputs, "input_ids": self._prompt.repeat_interleave(len(rows) // len(self._prompt), dim=0)}
+        self._within = self.start(inputs)
+
+    def close_within(self, output: Any) -> None:
+        """End the call that `start_within` opened, if it did."""
+        if self._within is not None:
+            self._within = None
+            self.close(output)
 
     def enter_block(self, block: str, hidden: Tensor) -> None:
         """Let the routers decide that read what enters a block.

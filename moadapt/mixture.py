@@ -34,6 +34,7 @@ from moadapt.registry import MERGES
 from moadapt.routing import Routing
 from moadapt.sites import Site, anatomy
 from moadapt.task_names import TaskNames, indices, task_ids
+from moadapt.towers import writer_within
 from moadapt.tracing import Observation, Trace
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Mixture(nn.Module):
         if all(inputs.get(name) is None for name in ("input_ids", "inputs", "inputs_embeds", "pixel_values")):
             shape = (1, 1)  # `generate` starts from a single first token
         encodes = self.base.config.is_encoder_decoder or any(site.tower != "language" for site in self.sites)
+        encodes = encodes or self._writer is not None
         with self.context.requesting(replace(given.request, prompt_shape=shape)):
             if self.context.enabled and encodes:
                 named = inputs if inputs.get("inputs") is None else {**inputs, "input_ids": tokens}
@@ -438,6 +440,11 @@ class Mixture(nn.Module):
             self.base.register_forward_pre_hook(self._open_call, with_kwargs=True),
             self.base.register_forward_hook(self._close_call, always_call=True),
         ]
+        if self._writer is not None:
+            self._handles += [
+                self._writer.register_forward_pre_hook(self._open_within, with_kwargs=True),
+                self._writer.register_forward_hook(self._close_within, always_call=True),
+            ]
         for block in dict.fromkeys(block for place in self.places for block in (place.hook, place.fallback) if block):
             hook = partial(self._enter_block, block)  # no closure, which a copy would share with the original
             self._handles.append(self.base.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True))
@@ -449,6 +456,10 @@ class Mixture(nn.Module):
         for path, wrapper in reversed(self._wrappers.items()):
             _replace(self.base, path, wrapper.module)
         self._swap_checkpointing()
+
+    @property
+    def _writer(self) -> PreTrainedModel | None:
+        return writer_within(self.base)
 
     def _swap_checkpointing(self) -> None:
         """Exchange the base's own settings of gradient checkpointing with the mixture's, where it has any."""
@@ -474,6 +485,13 @@ class Mixture(nn.Module):
 
     def _close_call(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.context.close(output)
+
+    def _open_within(self, writer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.context.enabled:
+            self.context.start_within(kwargs)
+
+    def _close_within(self, writer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.context.close_within(output)
 
     def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.context.enter_block(block, block_input(args, kwargs))

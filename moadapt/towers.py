@@ -126,6 +126,18 @@ def is_causal(base: PreTrainedModel, towers: Iterable[Tower], tower: Tower, laye
     return writes or getattr(base.config, "is_decoder", False) or said != {False}
 
 
+def writer_within(base: PreTrainedModel) -> PreTrainedModel | None:
+    """Return the model within a base that the base's own `generate` runs instead of the base, as BLIP-2's does.
+
+    Args:
+        base: Any transformers model.
+    """
+    if "generate" not in vars(type(base)):
+        return None
+    inner = base.get_decoder()
+    return inner if isinstance(inner, PreTrainedModel) and inner is not base and inner.can_generate() else None
+
+
 def has_linear(module: nn.Module) -> bool:
     """Tell whether a module holds linear layers."""
     return any(isinstance(each, (nn.Linear, Conv1D)) for each in module.modules())

@@ -86,7 +86,9 @@ def test_rows_keep_their_routing_where_tokens_of_all_rows_share_an_axis(family: 
     )  # fmt: skip
     everywhere = Placement(kinds=("attention", "mlp", "other"))
     placement = everywhere if family is LoRA else Placement()
-    mixture = attach(OPTForCausalLM(config), experts={"a": family(), "b": family()}, router=ByTask(), placement=placement)
+    mixture = attach(
+        OPTForCausalLM(config), experts={"a": family(), "b": family()}, router=ByTask(), placement=placement
+    )
     randomize(mixture)
     ids = torch.randint(3, 40, (3, 6))
     with torch.no_grad():
