@@ -6,8 +6,13 @@ from functools import cached_property
 
 from moadapt.training.prompts import PromptWriter
 
-PLACES = re.compile(r"<(?:loc|seg)_?\d+>")
-"""Special tokens of which answers are made: places in a picture, and codes of outlines."""
+GROUNDING = re.compile(
+    r"<(?:loc|seg|patch_index)_?\d+>|</?(?:ref|box|quad|phrase|object)>|</delimiter_of_multi_objects/>"
+)
+"""Special tokens that answers are made of: places in a picture, and what is put around them and their names.
+
+PaliGemma and Florence-2 write `<loc0123>` and `<loc_123>`, Kosmos-2 `<patch_index_0123>`, InternVL `<ref>` and `<box>`.
+"""
 _MARK = "\ufdd0answer\ufdd1"
 
 
@@ -15,7 +20,7 @@ class AnswerWriter:
     """Writes answers so that a base reads their tokens as it would generate them.
 
     With a chat template, an answer is the assistant's turn up to its end. Without one, the end of sequence follows it.
-    Text in it that looks like a special token stays text, unless it names a place.
+    Text in it that looks like a special token stays text, unless boxes are written with it.
 
     Args:
         prompts: Writes the prompts.
@@ -28,7 +33,7 @@ class AnswerWriter:
         if prompts.has_template:
             self.lead, end = _around(prompts)
         specials = {token.content: each for each, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        self.hidden = {each for token, each in specials.items() if not PLACES.fullmatch(token)}
+        self.hidden = {each for token, each in specials.items() if not GROUNDING.fullmatch(token)}
         ends = [each for each in self.tokenizer(end, add_special_tokens=False).input_ids if each in self.hidden]
         self.end: int = (ends or [self.tokenizer.eos_token_id])[0]
         """The token that ends an answer."""
@@ -48,7 +53,7 @@ class AnswerWriter:
         return [[*start, *(each for _ in text for each in next(pieces)), self.end] for text in texts]
 
     def text(self, tokens: Iterable[int]) -> str:
-        """Return generated tokens as text, without the special ones that name no place.
+        """Return generated tokens as text, without special ones, but those that boxes are written with.
 
         Args:
             tokens: Of one answer.

@@ -220,7 +220,7 @@ RECIPES: dict[str, Recipe] = {
             "context_image_token": "<IMG_CONTEXT>",
             "video_token": "<video>",
         },
-        ("<|im_start|>",),
+        ("<|im_start|>", "<ref>", "</ref>", "<box>", "</box>"),
         chat=chats.INTERNVL,
     ),
     "mllama": Recipe(

@@ -1,5 +1,6 @@
 """Bases of every class are loaded from their folders, model and processor."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def test_a_loaded_processor_is_saved_and_pickled_as_it_was(folder: Path, tmp_pat
     copy = pickle.loads(pickle.dumps(processor))
     assert type(copy).__name__ == type(processor).__name__
     assert repr(copy) == repr(processor)
+
+
+@pytest.mark.parametrize("suffix", ["", "Fast"])
+@pytest.mark.parametrize("name", ["llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "mllama"])
+def test_processors_are_found_where_older_versions_wrote_them(name: str, suffix: str, tmp_path: Path) -> None:
+    written = twin(name)
+    written.model.save_pretrained(tmp_path)
+    written.processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    settings.pop("video_processor", None)
+    kind = type(written.processor.image_processor).__name__
+    images = {
+        **settings.pop("image_processor"),
+        "image_processor_type": kind.removesuffix("Pil") + suffix,
+        "processor_class": settings["processor_class"],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    _, processor = load_base(str(tmp_path))
+    assert type(processor).__name__ == type(written.processor).__name__
+    assert processor.image_processor.size == written.processor.image_processor.size
 
 
 def test_videos_are_refused_without_torchvision() -> None:

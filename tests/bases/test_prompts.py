@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from moadapt.training.answers import PLACES
+from moadapt.training.answers import GROUNDING
 from moadapt.training.batch import IGNORED
 from tests.bases.rows import WRITERS, collated, collator, counts_of, items
 from tests.bases.twins import Twin, twin
@@ -77,9 +77,9 @@ def told(name: str, answer: str) -> str:
 
 
 def tokens_of(of: Twin, between: str) -> str:
-    """Return all special tokens of a twin, but those that name places, in a row."""
+    """Return all special tokens of a twin, but those that boxes are written with, in a row."""
     tokens = collator(of).prompts.tokenizer.added_tokens_decoder.values()
-    return between.join(token.content for token in tokens if not PLACES.fullmatch(token.content))
+    return between.join(token.content for token in tokens if not GROUNDING.fullmatch(token.content))
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -111,12 +111,20 @@ def test_text_like_special_tokens_stays_text(name: str) -> None:
     assert writer.text(ids) == lead.replace("<s>", "") + answer
 
 
-@pytest.mark.parametrize(("name", "place"), [("paligemma", "<loc0017>"), ("florence2", "<loc_17>")])
-def test_places_are_one_token_and_are_not_hidden(name: str, place: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "answer", "tokens"),
+    [
+        ("paligemma", "<loc0017><loc1023> cat", ["<loc0017>", "<loc1023>"]),
+        ("florence2", "cat<loc_17><loc_999>", ["<loc_17>", "<loc_999>"]),
+        ("internvl", "<ref>cat</ref><box>[[1, 2, 3, 4]]</box>", ["<ref>", "</ref>", "<box>", "</box>"]),
+    ],
+)
+def test_boxes_are_written_with_tokens_of_their_own(name: str, answer: str, tokens: list[str]) -> None:
     writer = collator(made(name)).written
-    answer = f"cat{place}{place} </s><eos>"
+    answer += " </s><eos><|im_end|>"
     [ids] = writer.tokens([answer])
-    assert ids.count(writer.tokenizer.convert_tokens_to_ids(place)) == 2
+    added = [token for token in map(writer.tokenizer.convert_ids_to_tokens, ids) if token in tokens]
+    assert added == tokens
     assert writer.text(ids) == answer
 
 
