@@ -4,138 +4,41 @@
 have several right answers. A JSON list of such objects is read as well.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torchmetrics import Metric
-
-from moadapt.picture import Picture
-from moadapt.registry import TASKS, TEXT_METRICS
-from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.human_answers import TrainAnswers, check_train_answers, taught
+from moadapt.registry import TASKS
+from moadapt.task import BadExample, Example
 from moadapt_tasks.json_rows import read_rows
-from moadapt_tasks.patterns import (
-    check_numbers,
-    check_own_template,
-    check_splits,
-    check_template,
-    own_words,
-    split_word,
-    template_fields,
-)
+from moadapt_tasks.own_rows import OwnRows
+from moadapt_tasks.patterns import check_template, split_word
 from moadapt_tasks.pictures import Pictures
-from moadapt_tasks.records import Identifier, Record, collect
+from moadapt_tasks.records import collect
 
 
 @TASKS.register("jsonl")
 @dataclass(frozen=True, kw_only=True)
-class JSONLines(Task):
+class JSONLines(OwnRows):
     """Answers whatever a file of rows asks; its settings name the rows' fields.
 
     Args:
         rows: Pattern of the files, with `{split}`.
-        images: Patterns of the pictures that a row shows, in that order, with fields of the row and maybe `{split}`,
-            such as `photos/{image}` or `nlvr/dev/dev-{identifier}-0.png`. A field that holds a list stands for a
-            picture of each of its items; one that is null or an empty list for none.
-        prompt: What to ask, with fields of the row.
-        answers: The field that holds the right answer, or a list of right ones.
-        metric: What compares predicted texts with the right ones: a short name of `moadapt list metrics`, a dotted
-            path, or `file.py:Class`.
-        score: Which of the metric's scores stands for the task; needed where it has several.
-        splits: The word that stands for each of our splits in the patterns, such as `validation: val`.
-        train_answers: Train on all right answers, each time another, or on the one that most people gave.
-        max_new_tokens: Longest answer to generate, in tokens.
-        limit: Only the first so many usable rows of a split; later ones are not looked at.
 
     Raises:
         ValueError: A setting is out of range, a pattern is none, or the metric has no such score.
     """
 
     rows: str
-    images: Sequence[str] = ()
-    prompt: str = "{question}"
-    answers: str = "answer"
-    metric: str = "vqa_accuracy"
-    score: str | None = None
-    splits: Mapping[str, str] = field(default_factory=own_words)
-    train_answers: TrainAnswers = "all"
-    max_new_tokens: int = 64
-    limit: int | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_splits(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
+        super().__post_init__()
         check_template("rows", self.rows, ["split"])
-        check_own_template("prompt", self.prompt)
-        if isinstance(self.images, str):
-            raise ValueError(f"`images` is {self.images!r}; give a list of patterns, one for each picture")
-        for pattern in self.images:
-            check_own_template("images", pattern)
-        check_train_answers(self.train_answers)
-        scores = _scores_of(self.metric)
-        if self.primary not in scores:
-            raise ValueError(f"`score` is {self.score!r}; metric {self.metric!r} has {', '.join(scores)}")
-
-    @property
-    def primary(self) -> str:  # type: ignore[override]
-        """The score that stands for the task."""
-        return self.metric if self.score is None else self.score
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
         word = split_word(self.splits, split)
         rows, bad = read_rows(Path(self.rows.format(split=word)))
-        examples, worse = collect(rows, partial(self._example, word, Pictures()), self.limit)
+        examples, worse = collect(rows, partial(self.example, word, Pictures()), self.limit)
         return examples, bad + worse
-
-    def parse(self, text: str, example: Example) -> str:
-        """Return the text without outer space."""
-        return text.strip()
-
-    def metrics(self) -> dict[str, Metric]:
-        """Return the metric that was chosen."""
-        return {self.metric: TEXT_METRICS.get(self.metric)()}
-
-    def _example(self, word: str, pictures: Pictures, row: Record) -> Example:
-        prompt = self.prompt.format(**{name: row.word(name) for name in template_fields(self.prompt)})
-        several = isinstance(row.values.get(self.answers), list)
-        answers = row.texts(self.answers) if several else [row.text(self.answers)]
-        shown = [found for pattern in self.images for found in _found(pattern, word, pictures, row)]
-        return Example(
-            pictures=tuple(shown),
-            prompt=prompt,
-            answers=taught(answers, self.train_answers),
-            reference=answers,
-            entry=f"{row.file}: {row.entry}",
-        )
-
-
-def _found(pattern: str, word: str, pictures: Pictures, row: Record) -> list[Picture]:
-    """Return the pictures of one pattern: one, or one for each item of the field that holds a list."""
-    fields = template_fields(pattern) - {"split"}
-    if any(name in row.values and row.values[name] in (None, []) for name in fields):
-        return []
-    lists = [name for name in fields if isinstance(row.values.get(name), list)]
-    if len(lists) > 1:
-        raise row.wrong(f"its {' and '.join(sorted(lists))} are lists; give at most one in `images` {pattern!r}")
-    values = {name: row.word(name) for name in fields if name not in lists}
-    items: list[dict[str, Identifier]] = [{name: text} for name in lists for text in row.texts(name)] or [{}]
-    return [pictures.find(pattern, row, split=word, **values, **item) for item in items]
-
-
-def _scores_of(metric: str) -> list[str]:
-    """Return the names of the scores that a metric gives.
-
-    Raises:
-        ValueError: It is unknown or takes no texts.
-    """
-    made = TEXT_METRICS.get(metric)()
-    try:
-        made.update(["a"], [["a"]])
-        value = made.compute()
-    except Exception as error:  # whatever a metric of other things meets
-        raise ValueError(f"`metric` {metric!r} takes no predicted texts with lists of right ones: {error}") from error
-    return list(value) if isinstance(value, dict) else [metric]

@@ -1,6 +1,8 @@
 """Pictures on disk: found, whole, and of which size, each looked at once."""
 
 import os
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,6 +56,33 @@ class Pictures:
         return found
 
 
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture that a row itself holds.
+
+    Args:
+        name: What to call it in messages.
+        data: What its file would hold.
+    """
+
+    name: Path
+    data: bytes = field(repr=False)
+
+    def picture(self, record: Record) -> Picture:
+        """Return it with its size.
+
+        Args:
+            record: The row that holds it.
+
+        Raises:
+            Defect: It is truncated or no picture; reported as the row's.
+        """
+        try:
+            return Picture(self.name, _whole_size(BytesIO(self.data)), self.data)
+        except Exception as error:  # each of Pillow's formats raises what its own parser meets
+            raise record.wrong(_broken(self.name, error)) from error
+
+
 def _look_at(path: Path) -> tuple[int, int] | str:
     try:
         with path.open("rb") as file:
@@ -62,7 +91,11 @@ def _look_at(path: Path) -> tuple[int, int] | str:
         what = "is a folder" if path.is_dir() else "does not exist"
         return f"its picture {path} {what}; add it or correct the pattern `images`"
     except Exception as error:  # each of Pillow's formats raises what its own parser meets
-        return f"its picture {path} is broken ({type(error).__name__}: {error}); replace it"
+        return _broken(path, error)
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"its picture {path} is broken ({type(error).__name__}: {error}); replace it"
 
 
 def _whole_size(file: BinaryIO) -> tuple[int, int]:
