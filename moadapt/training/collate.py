@@ -76,6 +76,8 @@ class Collator:
     def _chosen(self, item: Item) -> str:
         """Pick one of the answers: each turn another, in an order of the row's own, until all were seen."""
         answers = item.example.answers
+        if len(answers) == 1:
+            return answers[0]
         order = np.random.default_rng([self.seed, 2, item.row]).permutation(len(answers))
         return answers[int(order[item.turn % len(answers)])]
 
