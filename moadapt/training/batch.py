@@ -19,7 +19,7 @@ class Batch:
     Args:
         inputs: What the base takes: `input_ids` and `attention_mask` (B, T), pictures, and what else its processor
             gives. For training, prompt and answer padded on the right; else the prompt, padded on the left. An
-            encoder-decoder gets the prompt alone, and for training `decoder_input_ids` (B, A).
+            encoder-decoder gets the prompt, and what its decoder reads as `decoder_input_ids` (B, A).
         task_names: Task of every row, B names.
         rows: Index of every row among its split's rows, (B,).
         examples: The rows themselves.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from moadapt.task import Example
 from moadapt.training.answers import AnswerWriter
@@ -62,8 +63,7 @@ class Collator:
         told_by_type = prompts.pop("labels", None) is not None
         padding = self.prompts.tokenizer.pad_token_id
         if not self.answers:
-            side = "left" if self.decoder_start is None else "right"  # BART counts positions from padding, too
-            return Batch(padded(prompts, padding, side), names, rows, examples)
+            return Batch(self._to_generate_from(prompts, padding), names, rows, examples)
         answers = self.written.tokens([self._chosen(item) for item in items])
         if self.decoder_start is not None:
             inputs, labels = answers_apart(prompts, answers, padding, self.decoder_start)
@@ -72,6 +72,15 @@ class Collator:
         if told_by_type:  # PaliGemma: tokens of type 0 see the whole prompt, also what comes later; answers must not
             inputs["token_type_ids"][labels != IGNORED] = 1
         return Batch(inputs, names, rows, examples, labels)
+
+    def _to_generate_from(self, prompts: dict[str, Tensor], padding: int) -> dict[str, Tensor]:
+        if self.decoder_start is None:
+            return padded(prompts, padding, "left")
+        first = torch.full((len(prompts["input_ids"]), 1), self.decoder_start)
+        return {
+            **padded(prompts, padding, "right"),
+            "decoder_input_ids": first,
+        }  # BART counts positions from padding, too
 
     def _chosen(self, item: Item) -> str:
         """Pick one of the answers: each turn another, in an order of the row's own, until all were seen."""

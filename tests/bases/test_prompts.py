@@ -139,13 +139,15 @@ def test_training_reads_the_tokens_that_generation_will(name: str, side: str) ->
     for row in range(len(rows)):
         real, prompt = asked.inputs["attention_mask"][row].bool(), trained.prompt_mask[row]
         for given, tensor in asked.inputs.items():
-            if tensor.shape[:2] == length:
+            if tensor.shape[:2] == length and given != "decoder_input_ids":
                 assert torch.equal(trained.inputs[given][row][prompt], tensor[row][real]), given
         edge = real if of.model.config.is_encoder_decoder else real.flip(0)
         assert real.sum() == edge.cumprod(0).sum(), "padding on one side"
         assert trained.inputs["attention_mask"][row].cumprod(0).sum() == trained.inputs["attention_mask"][row].sum()
     for given, tensor in asked.inputs.items():
-        if tensor.shape[:2] != length:
+        if given == "decoder_input_ids":
+            assert torch.equal(trained.inputs[given][:, :1], tensor)
+        elif tensor.shape[:2] != length:
             assert torch.equal(trained.inputs[given], tensor), given
     assert asked.labels is None
 
@@ -163,6 +165,22 @@ def test_rows_together_are_read_as_each_alone(name: str) -> None:
             expected = of.model(**batch.inputs).logits[0]
             real = (batch.labels if batch.apart else batch.inputs["input_ids"]).shape[1]
             torch.testing.assert_close(logits[index, :real], expected, rtol=1e-4, atol=1e-4, msg=f"row {index}")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_tokens_of_an_answer_read_none_that_follow(name: str) -> None:
+    of, batch = made(name), collated(made(name), items(name, ["red"]), answers=True)
+    assert batch.labels is not None
+    read = "decoder_input_ids" if batch.apart else "input_ids"
+    told = (batch.labels != IGNORED).int()
+    last = torch.arange(told.shape[1]).expand_as(told) == told.shape[1] - 1 - told.flip(1).argmax(dim=1, keepdim=True)
+    other = batch.inputs[read].masked_fill(last, 9)
+    assert not torch.equal(other, batch.inputs[read])
+    with torch.no_grad():
+        before, after = (of.model(**{**batch.inputs, read: ids}).logits for ids in (batch.inputs[read], other))
+    earlier = last.flip(1).cumsum(dim=1).flip(1).bool() & ~last
+    torch.testing.assert_close(before[earlier], after[earlier], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before[last], after[last], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SEEING)
