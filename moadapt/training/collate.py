@@ -77,10 +77,8 @@ class Collator:
         if self.decoder_start is None:
             return padded(prompts, padding, "left")
         first = torch.full((len(prompts["input_ids"]), 1), self.decoder_start)
-        return {
-            **padded(prompts, padding, "right"),
-            "decoder_input_ids": first,
-        }  # BART counts positions from padding, too
+        prompts = padded(prompts, padding, "right")  # BART counts positions from padding, too
+        return {**prompts, "decoder_input_ids": first}
 
     def _chosen(self, item: Item) -> str:
         """Pick one of the answers: each turn another, in an order of the row's own, until all were seen."""
