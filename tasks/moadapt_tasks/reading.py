@@ -1,13 +1,14 @@
 """Strict reading of JSON files into tables; what cannot be read at all is a `ValueError` that names the file."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from reprlib import repr  # file contents in messages may be long
 from typing import Any
 
-from moadapt.task import BadExample
+from moadapt.task import BadExample, Defect
 from moadapt_tasks.records import Identifier, Record, collect, make_record
 
 
@@ -110,6 +111,43 @@ def read_table(file: Path, document: Any, identity: str, under: str | None = Non
     return Table(file, table.rows, bad + table.bad)
 
 
+def read_mapping(file: Path, document: Any, kind: str) -> Table:
+    """Read a document whose keys are the identifiers of its objects.
+
+    Args:
+        file: Where the document comes from.
+        document: What `read_json` returned.
+        kind: What an object is called in messages.
+
+    Raises:
+        ValueError: It is no object, or an empty one.
+    """
+    if not isinstance(document, dict) or not document:
+        what = "an empty object" if document == {} else f"a {type(document).__name__}"
+        raise ValueError(f"{file}: it is {what}; give an object with one {kind} under each identifier")
+    made, bad = collect(document.items(), lambda entry: (entry[0], _named(file, kind, *entry)))
+    return Table(file, dict(made), bad)
+
+
+def join_tables(place: Path, tables: Sequence[Table]) -> Table:
+    """Return the entries of all tables; of two with the same identifier the first counts.
+
+    Args:
+        place: What holds them.
+        tables: The tables, at least one.
+    """
+    rows = dict(tables[0].rows)
+
+    def add(entry: tuple[Identifier, Record]) -> None:
+        name, record = entry
+        if name in rows:
+            raise record.wrong(f"{rows[name].file} has an entry of the same name; each needs its own")
+        rows[name] = record
+
+    repeated = collect(chain.from_iterable(table.rows.items() for table in tables[1:]), add)[1]
+    return Table(place, rows, [bad for table in tables for bad in table.bad] + repeated)
+
+
 def index(file: Path, records: Iterable[Record], identity: str) -> Table:
     """Index records of one file by their identifier; of two with the same one the first counts."""
     rows: dict[Identifier, Record] = {}
@@ -121,6 +159,12 @@ def index(file: Path, records: Iterable[Record], identity: str) -> Table:
         rows[name] = record
 
     return Table(file, rows, collect(records, add)[1])
+
+
+def _named(file: Path, kind: str, name: str, values: Any) -> Record:
+    if not isinstance(values, dict):
+        raise Defect(BadExample(file, f"{kind} {repr(name)}", f"it is {repr(values)}; give a JSON object"))
+    return Record(file, f"{kind} {repr(name)}", values)
 
 
 def _as_integer(text: str) -> Identifier:

@@ -76,6 +76,20 @@ class Record:
             raise self.wrong(f"its {key} is {repr(found)}; give a list of {count} finite numbers")
         return [float(number) for number in found]
 
+    def flag(self, key: str) -> bool:
+        """Return true or false."""
+        found = self._get(key)
+        if not isinstance(found, bool):
+            raise self.wrong(f"its {key} is {repr(found)}; give true or false")
+        return found
+
+    def part(self, key: str) -> "Record":
+        """Return an object that this one holds."""
+        found = self._get(key)
+        if not isinstance(found, dict):
+            raise self.wrong(f"its {key} is {repr(found)}; give a JSON object")
+        return Record(self.file, f"{self.entry}, {key}", found, self)
+
     def records(self, key: str, identity: str | None = None) -> "list[Record]":
         """Return a list of objects that is not empty.
 
