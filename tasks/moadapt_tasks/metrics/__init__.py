@@ -3,6 +3,7 @@
 from moadapt_tasks.metrics.anls import ANLS
 from moadapt_tasks.metrics.bleu import BLEU
 from moadapt_tasks.metrics.caption_tokens import caption_tokens
+from moadapt_tasks.metrics.choice_accuracy import ChoiceAccuracy
 from moadapt_tasks.metrics.cider_d import CIDErD
 from moadapt_tasks.metrics.exact_match import ExactMatch
 from moadapt_tasks.metrics.gqa_scores import GQAScores
@@ -16,6 +17,7 @@ __all__ = [
     "BLEU",
     "ROUGEL",
     "CIDErD",
+    "ChoiceAccuracy",
     "ExactMatch",
     "GQAScores",
     "GroundingAccuracy",

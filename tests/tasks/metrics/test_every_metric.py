@@ -13,6 +13,7 @@ from moadapt_tasks.metrics import (
     ANLS,
     BLEU,
     ROUGEL,
+    ChoiceAccuracy,
     CIDErD,
     ExactMatch,
     GQAScores,
@@ -41,6 +42,7 @@ ROWS: dict[type[Metric], tuple[list[Any], list[Any]]] = {
         ["true", "false"],
         [{"identifier": "dev-1-0-0", "label": "True"}, {"identifier": "dev-1-1-0", "label": "True"}],
     ),
+    ChoiceAccuracy: (["B", ""], [{"right": "B", "options": ["red", "blue"]}, {"right": "A", "options": ["2", "3"]}]),
     GroundingAccuracy: ([(0, 0, 2, 2), None], [(0, 0, 2, 3), (0, 0, 1, 1)]),
 }
 every_metric = pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
