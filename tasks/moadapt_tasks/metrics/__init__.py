@@ -2,6 +2,7 @@
 
 from moadapt_tasks.metrics.anls import ANLS
 from moadapt_tasks.metrics.bleu import BLEU
+from moadapt_tasks.metrics.box_set_accuracy import BoxSetAccuracy
 from moadapt_tasks.metrics.caption_tokens import caption_tokens
 from moadapt_tasks.metrics.choice_accuracy import ChoiceAccuracy
 from moadapt_tasks.metrics.cider_d import CIDErD
@@ -16,6 +17,7 @@ __all__ = [
     "ANLS",
     "BLEU",
     "ROUGEL",
+    "BoxSetAccuracy",
     "CIDErD",
     "ChoiceAccuracy",
     "ExactMatch",

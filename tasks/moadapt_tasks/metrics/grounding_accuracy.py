@@ -40,11 +40,39 @@ def _has_area(box: Sequence[float]) -> bool:
     return all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
 
 
-def _edges(box: Box, name: str) -> list[float]:
+def edges_of(box: Box, name: str) -> list[float]:
+    """Return a box as four numbers.
+
+    Args:
+        box: Left, top, right, bottom.
+        name: What it is called in messages.
+
+    Raises:
+        ValueError: It has not four numbers.
+    """
     edges = [float(edge) for edge in (box.flatten().tolist() if isinstance(box, Tensor) else box)]
     if len(edges) != 4:
         raise ValueError(f"{name} has {len(edges)} numbers; give left, top, right, bottom in pixels")
     return edges
+
+
+def true_box(box: Box, name: str) -> list[float]:
+    """Return a true box as four numbers.
+
+    Args:
+        box: Left, top, right, bottom.
+        name: What it is called in messages.
+
+    Raises:
+        ValueError: It has not four numbers, has no area or is not finite.
+    """
+    truth = edges_of(box, name)
+    if not _has_area(truth):
+        raise ValueError(
+            f"{name} is {truth}; give finite left, top, right, bottom with left < right and top < bottom "
+            "(not left, top, width, height)"
+        )
+    return truth
 
 
 class GroundingAccuracy(Metric):
@@ -95,14 +123,8 @@ class GroundingAccuracy(Metric):
             ValueError: The lengths differ, a box has not four numbers, or a true box has no area or is not finite.
         """
         check_rows(preds, boxes, "boxes")
-        truths = [_edges(box, f"boxes[{row}]") for row, box in enumerate(boxes)]
-        for row, truth in enumerate(truths):
-            if not _has_area(truth):
-                raise ValueError(
-                    f"boxes[{row}] is {truth}; give finite left, top, right, bottom with left < right and top < bottom "
-                    "(not left, top, width, height)"
-                )
-        found = [None if pred is None else _edges(pred, f"preds[{row}]") for row, pred in enumerate(preds)]
+        truths = [true_box(box, f"boxes[{row}]") for row, box in enumerate(boxes)]
+        found = [None if pred is None else edges_of(pred, f"preds[{row}]") for row, pred in enumerate(preds)]
         ious = [0.0 if pred is None else box_iou(pred, truth) for pred, truth in zip(found, truths, strict=True)]
         hits = sum(iou >= self.threshold for iou in ious)
         setattr(self, self._hits, getattr(self, self._hits) + hits)

@@ -13,6 +13,7 @@ from moadapt_tasks.metrics import (
     ANLS,
     BLEU,
     ROUGEL,
+    BoxSetAccuracy,
     ChoiceAccuracy,
     CIDErD,
     ExactMatch,
@@ -44,6 +45,7 @@ ROWS: dict[type[Metric], tuple[list[Any], list[Any]]] = {
     ),
     ChoiceAccuracy: (["B", ""], [{"right": "B", "options": ["red", "blue"]}, {"right": "A", "options": ["2", "3"]}]),
     GroundingAccuracy: ([(0, 0, 2, 2), None], [(0, 0, 2, 3), (0, 0, 1, 1)]),
+    BoxSetAccuracy: ([[(0, 0, 2, 2)], None], [[(0, 0, 2, 3)], []]),
 }
 every_metric = pytest.mark.parametrize("kind", ROWS, ids=lambda kind: kind.__name__)
 every_text_metric = pytest.mark.parametrize("kind", TEXT_METRICS, ids=lambda kind: kind.__name__)
@@ -140,6 +142,7 @@ ALIKE: list[tuple[list[Metric], list[Any], list[Any]]] = [
         [["dog"], ["the dog", "dog"]],
     ),
     ([GroundingAccuracy(0.5), GroundingAccuracy(0.9)], [BOX, BOX], [BOX, FARTHER]),
+    ([BoxSetAccuracy(0.5), BoxSetAccuracy(0.9)], [[BOX], [BOX]], [[BOX], [FARTHER]]),
     (
         [GQAScores(), NLVR2Scores()],
         ["true", "no"],
