@@ -207,3 +207,5 @@ BASES = Registry("base", group="moadapt.tasks")
 DATASETS = Registry("data set", group="moadapt.tasks")
 TEXT_METRICS = Registry("text metric", group="moadapt.tasks")
 """Classes whose objects take predicted texts, and for each row a list of right ones."""
+CODECS = Registry("box codec", group="moadapt.tasks")
+VIEWS = Registry("view", group="moadapt.tasks")

@@ -21,6 +21,8 @@ KINDS: dict[str, Registry] = {
     "bases": registry.BASES,
     "datasets": registry.DATASETS,
     "metrics": registry.TEXT_METRICS,
+    "codecs": registry.CODECS,
+    "views": registry.VIEWS,
 }
 
 
@@ -28,7 +30,8 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, initials, ranks, tasks, merges, objectives, bases, datasets or metrics; all by default.
+        kind: routers, families, initials, ranks, tasks, merges, objectives, bases, datasets, metrics, codecs or views;
+            all by default.
 
     Raises:
         ValueError: There is no such kind.

@@ -1,8 +1,8 @@
 """Short names in configurations: `class_path: top_k` becomes the class's dotted path before anything is parsed.
 
-A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, `ranks`, and the entries of
-`experts`, `tasks` and `objectives`. Its settings are checked here too, since the class tells best what it accepts. A
-named `placement` becomes its fields.
+A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, `ranks`, `codec`, `view`, and the
+entries of `experts`, `tasks` and `objectives`. Its settings are checked here too, since the class tells best what it
+accepts. A named `placement` becomes its fields.
 """
 
 import difflib
@@ -14,10 +14,17 @@ from itertools import pairwise
 from typing import Any
 
 from moadapt.placement import Placement
-from moadapt.registry import DATASETS, FAMILIES, OBJECTIVES, RANKS, ROUTERS, TASKS, Registry
+from moadapt.registry import CODECS, DATASETS, FAMILIES, OBJECTIVES, RANKS, ROUTERS, TASKS, VIEWS, Registry
 from moadapt.specs import fields_of
 
-_PARTS = {"router": ROUTERS, "shared": FAMILIES, "dataset": DATASETS, "ranks": RANKS}
+_PARTS = {
+    "router": ROUTERS,
+    "shared": FAMILIES,
+    "dataset": DATASETS,
+    "ranks": RANKS,
+    "codec": CODECS,
+    "view": VIEWS,
+}
 _MAPS = {"experts": FAMILIES, "tasks": TASKS}
 _LISTS = {"objectives": OBJECTIVES}
 _PLACEMENT = "placement"

@@ -110,7 +110,7 @@ def shown_examples(data: MixedTasks, evaluations: Mapping[str, Evaluation]) -> l
 
 def _example(row: int, example: Example, data: MixedTasks, answered: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
     reference = example.reference
-    has_box = isinstance(reference, list | tuple) and len(reference) == 4 and not isinstance(reference[0], str)
+    has_box = isinstance(reference, tuple) and len(reference) == 4 and not isinstance(reference[0], str)
     predictions = {}
     for name, answers in answered.items():
         answer = answers[row]

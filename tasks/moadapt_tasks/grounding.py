@@ -1,9 +1,10 @@
-"""Grounding in REFER's layout (RefCOCO, RefCOCO+, RefCOCOg), as JSON.
+"""Grounding in REFER's layout (RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO), as JSON.
 
 A refs file `[{ref_id, ann_id, image_id, split, sentences: [{sent_id, sent}]}]` and an instances file in COCO's form,
 `{"images": [{id, file_name, width, height}], "annotations": [{id, image_id, bbox}]}` with boxes as left, top, width,
 height in pixels. REFER publishes its refs as pickles, which must be rewritten as JSON; the pictures' names are those of
-the instances file, since the refs name cut-outs.
+the instances file, since the refs name cut-outs. gRefCOCO's refs hold a list under `ann_id`, which is [-1] beside
+`no_target: true` where an expression refers to nothing.
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ from torchmetrics import Metric
 from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
-from moadapt_tasks.metrics import GroundingAccuracy
+from moadapt_tasks.boxes import Box, BoxCodec, CannotWrite, IntegerBoxes
+from moadapt_tasks.metrics import BoxSetAccuracy, GroundingAccuracy
 from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import Table, index, read_json, read_table
@@ -41,14 +42,20 @@ class _Files:
 @TASKS.register("grounding")
 @dataclass(frozen=True, kw_only=True)
 class Grounding(Task):
-    """Finds the box that an expression refers to; one row a sentence.
+    """Finds what an expression refers to; one row a sentence.
+
+    The score `accuracy` is the usual accuracy@0.5: the first box of the answer overlaps the true one by an IoU of at
+    least 0.5. With `any_number` it is GREC's `Precision@(F1=1, IoU>=0.5)`, beside its N-acc and T-acc; see
+    `BoxSetAccuracy`.
 
     Args:
         refs: Pattern of the refs files; `{split}` may stand in it. Rows are those whose `split` is the split's word.
         instances: Pattern of the instances files; `{split}` may stand in it.
         images: Pattern of the pictures, with `{file_name}` or `{image_id}` and maybe `{split}`.
         splits: The word that stands for each of our splits in refs and patterns, such as `validation: val`.
-        codec: How boxes are written.
+        codec: How boxes are written; boxes are cut to what its view shows, while predictions are compared with all of
+            the true box.
+        any_number: Whether expressions may refer to several boxes or to none, as in gRefCOCO.
         prompt: What to ask, with `{expression}`.
         max_new_tokens: Longest answer to generate, in tokens.
         limit: Only the first so many usable rows of a split; later ones are not looked at.
@@ -62,6 +69,7 @@ class Grounding(Task):
     images: str
     splits: Mapping[str, str] = field(default_factory=own_words)
     codec: BoxCodec = field(default_factory=IntegerBoxes)
+    any_number: bool = False
     prompt: str = "where is {expression}?"
     max_new_tokens: int = 32
     limit: int | None = None
@@ -84,35 +92,62 @@ class Grounding(Task):
         examples, worse = collect(files.sentences.rows.values(), partial(self._example, word, files), self.limit)
         return examples, strays + bad + worse
 
-    def parse(self, text: str, example: Example) -> Box | None:
-        """Return the first box of the text in pixels, or None."""
-        return self.codec.read(text, *example.pictures[0].size)
+    def parse(self, text: str, example: Example) -> Box | list[Box] | None:
+        """Return the first box of the text in pixels, or all of them with `any_number`; None where nothing is told."""
+        boxes = self.codec.read(text, example.pictures[0].size)
+        return boxes if self.any_number else next(iter(boxes or ()), None)
 
     def metrics(self) -> dict[str, Metric]:
-        """Return the share of boxes with an IoU of at least 0.5, and the mean IoU."""
-        return {"box": GroundingAccuracy()}
+        """Return what judges boxes: one a row, or any number."""
+        return {"box": BoxSetAccuracy() if self.any_number else GroundingAccuracy()}
 
     def _example(self, word: str, files: _Files, sentence: Record) -> Example:
         expression, ref = sentence.text("sent"), sentence.within
         assert ref is not None
-        annotation = files.annotations.find("ann_id", ref)
-        image = files.images.find("image_id", annotation)
-        image_id = image.identifier("id")
-        if ref.identifier("image_id") != image_id:
-            raise ref.wrong(f"its image_id is not {image_id!r}, that of its annotation in {annotation.file}")
-        path = picture_path(self.images, ref, split=word, image_id=image_id, file_name=image.text("file_name"))
-        size = files.pictures.size(path, image)
-        box = pixel_box(annotation, _same_size(image, size, path))
-        answer = self.codec.write(box, *size)
-        if self.codec.read(answer, *size) is None:
-            raise annotation.wrong(f"its bbox is too small to be written: {answer} has no area; leave it out")
+        annotations = self._annotations(files, ref)
+        image = _image(files, ref, annotations)
+        path = picture_path(
+            self.images, ref, split=word, image_id=image.identifier("id"), file_name=image.text("file_name")
+        )
+        size = _same_size(image, files.pictures.size(path, image), path)
+        boxes = [pixel_box(annotation, size) for annotation in annotations]
         return Example(
             pictures=(Picture(path, size),),
             prompt=self.prompt.format(expression=expression),
-            answers=(answer,),
-            reference=box,
+            answers=(self._answer(sentence, expression, annotations, boxes, size),),
+            reference=boxes if self.any_number else boxes[0],
             entry=f"{sentence.file}: {sentence.entry}",
         )
+
+    def _annotations(self, files: _Files, ref: Record) -> list[Record]:
+        """Return what a ref points to."""
+        nothing = ref.values.get("no_target") is True
+        if nothing and ref.values.get("ann_id") in (None, -1, [-1]):
+            found = []
+        else:
+            found = files.annotations.find_all("ann_id", ref)
+        if nothing and found:
+            raise ref.wrong("it has no_target and points to annotations in ann_id; leave out one of the two")
+        if len(found) != 1 and not self.any_number:
+            raise ref.wrong(f"it refers to {len(found)} boxes; set any_number: true where that is meant")
+        return found
+
+    def _answer(
+        self, sentence: Record, expression: str, annotations: list[Record], boxes: list[Box], size: tuple[int, int]
+    ) -> str:
+        """Return the text of boxes; a box that cannot be written is its annotation's defect."""
+        try:
+            return self.codec.write(boxes, size, expression)
+        except CannotWrite as error:
+            for annotation, box in zip(annotations, boxes, strict=True):
+                self._check_alone(annotation, box, size)
+            raise sentence.wrong(f"its answer cannot be written: {error}") from error
+
+    def _check_alone(self, annotation: Record, box: Box, size: tuple[int, int]) -> None:
+        try:
+            self.codec.write([box], size, "")
+        except CannotWrite as error:
+            raise annotation.wrong(f"its bbox cannot be written: {error}") from error
 
 
 def pixel_box(annotation: Record, size: tuple[int, int]) -> Box:
@@ -156,6 +191,17 @@ def _open(refs: list[Record], instances: Path) -> tuple[_Files, list[BadExample]
     annotations = read_table(instances, document, "id", "annotations")
     images = read_table(instances, document, "id", "images")
     return _Files(sentences, annotations, images), bad + sentences.bad + annotations.bad + images.bad
+
+
+def _image(files: _Files, ref: Record, annotations: list[Record]) -> Record:
+    """Return the image of a ref, which is that of its annotations."""
+    for annotation in annotations:
+        image = files.images.find("image_id", annotation)
+        if ref.identifier("image_id") != image.identifier("id"):
+            raise ref.wrong(
+                f"its image_id is not {image.identifier('id')!r}, that of its annotation in {annotation.file}"
+            )
+    return files.images.find("image_id", ref)
 
 
 def _same_size(image: Record, size: tuple[int, int], path: Path) -> tuple[int, int]:

@@ -33,7 +33,18 @@ class Table:
             key: Where the other holds the identifier.
             asking: The other; a defect is reported as its own.
         """
-        wanted = asking.identifier(key)
+        return self._row(asking.identifier(key), key, asking)
+
+    def find_all(self, key: str, asking: Record) -> list[Record]:
+        """Return the entries that another one points to, by one identifier or a list of any number.
+
+        Args:
+            key: Where the other holds the identifiers.
+            asking: The other; a defect is reported as its own.
+        """
+        return [self._row(wanted, key, asking) for wanted in asking.identifiers(key)]
+
+    def _row(self, wanted: Identifier, key: str, asking: Record) -> Record:
         if wanted in self.rows:
             return self.rows[wanted]
         other: Identifier = str(wanted) if isinstance(wanted, int) else _as_integer(wanted)

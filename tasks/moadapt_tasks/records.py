@@ -41,10 +41,14 @@ class Record:
 
     def identifier(self, key: str) -> Identifier:
         """Return an integer or a text that is not empty."""
+        return self._identifier(key, self._get(key))
+
+    def identifiers(self, key: str) -> list[Identifier]:
+        """Return a list of identifiers, each once, maybe none; a single one stands for itself."""
         found = self._get(key)
-        if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
-            raise self.wrong(f"its {key} is {repr(found)}; give an integer or a text")
-        return found
+        return list(
+            dict.fromkeys(self._identifier(key, each) for each in (found if isinstance(found, list) else [found]))
+        )
 
     def text(self, key: str) -> str:
         """Return a text without outer space; it may not be empty."""
@@ -118,6 +122,11 @@ class Record:
         if inner is None:
             return Record(self.file, f"{self.entry}, {key}[{position}]", {"text": item}, self).text("text")
         return make_record(self.file, self, key, position, item, None).text(inner)
+
+    def _identifier(self, key: str, found: Any) -> Identifier:
+        if isinstance(found, bool) or not isinstance(found, int | str) or found == "":
+            raise self.wrong(f"its {key} is {repr(found)}; give an integer or a text")
+        return found
 
     def _get(self, key: str) -> Any:
         if key not in self.values:

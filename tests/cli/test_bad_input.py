@@ -58,7 +58,7 @@ def files(tmp_path: Path, config: dict[str, Any]) -> Path:
         "grounding": {
             "refs": f"{folder}/refs.json",
             "instances": f"{folder}/instances.json",
-            "codec": {"class_path": "moadapt_tasks.boxes.LocationTokens"},
+            "codec": {"class_path": "paligemma", "init_args": {"view": "padded_square"}},
         },
     }
     config["data"]["tasks"] = {

@@ -31,7 +31,15 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys: pytest.Captu
 
 @pytest.mark.parametrize(
     ("kind", "row"),
-    [("routers", "top_k"), ("families", "lora"), ("tasks", "vqa"), ("datasets", "digit_scenes"), ("metrics", "bleu")],
+    [
+        ("routers", "top_k"),
+        ("families", "lora"),
+        ("tasks", "vqa"),
+        ("datasets", "digit_scenes"),
+        ("metrics", "bleu"),
+        ("codecs", "kosmos2"),
+        ("views", "centre_crop"),
+    ],
 )
 def test_list_shows_parts_by_short_name(kind: str, row: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", kind]) == 0

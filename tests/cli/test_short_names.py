@@ -14,6 +14,8 @@ APART = "moadapt.objectives.orthogonality.Orthogonality"
 TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
 LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
 IMPORTANCE = "moadapt.ranks.importance.Importance"
+GROUNDING, QWEN = "moadapt_tasks.grounding.Grounding", "moadapt_tasks.boxes.qwen2_5_vl.Qwen25VLBoxes"
+SMART = "moadapt_tasks.boxes.smart_resize.SmartResize"
 SCENES = "moadapt_tasks.digit_scenes.dataset.DigitScenes"
 TOP = fields_of(Placement.named("top"))
 
@@ -47,6 +49,21 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
         "model": {"init_args": {"router": BY_TASK, "shared": None, "placement": {"every": 2}}},
         "also": {"shared": {"class_path": LORA, "init_args": {"placement": TOP}}, "placement": TOP},
     }
+
+
+def test_names_become_paths_within_the_settings_of_a_part() -> None:
+    view = {"class_path": "smart_resize", "init_args": {"max_pixels": 1003520}}
+    codec = {"class_path": "qwen2_5_vl", "init_args": {"view": view}}
+    settings = {"refs": "r", "instances": "i", "images": "{file_name}"}
+    found = resolve({"tasks": {"boxes": {"class_path": "grounding", "init_args": {**settings, "codec": codec}}}})
+    made = {"class_path": SMART, "init_args": {"max_pixels": 1003520}}
+    made = {"class_path": QWEN, "init_args": {"view": made}}
+    assert found == {"tasks": {"boxes": {"class_path": GROUNDING, "init_args": {**settings, "codec": made}}}}
+    assert resolve({"codec": "qwen2_5_vl", "view": "smart_resize"}) == {"codec": QWEN, "view": SMART}
+    with pytest.raises(
+        ValueError, match=r"view \(smart_resize\) has no setting 'max_pixel'; did you mean max_pixels\?"
+    ):
+        resolve({"codec": {**codec, "init_args": {"view": {**view, "init_args": {"max_pixel": 1}}}}})
 
 
 @pytest.mark.parametrize(

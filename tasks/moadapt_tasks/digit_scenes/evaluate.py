@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moadapt_tasks.digit_scenes.listing import PLAIN_PROMPT, list_scene_by_form, read_plain_listing
-from moadapt_tasks.digit_scenes.listing_parts import CODEC
-from moadapt_tasks.digit_scenes.scenes import SIZE, Scene, SceneObject, draw_scene
+from moadapt_tasks.digit_scenes.listing_parts import read_box
+from moadapt_tasks.digit_scenes.scenes import Scene, SceneObject, draw_scene
 from moadapt_tasks.metrics.grounding_accuracy import box_iou
 
 _BATCH = 64
@@ -94,7 +94,7 @@ def _same(text: str, answer: str) -> bool:
     """Compare two listings word by word, and boxes by overlap."""
     if _BOX.split(text) != _BOX.split(answer):
         return False
-    pairs = [[CODEC.read(box, SIZE, SIZE) for box in _BOX.findall(each)] for each in (text, answer)]
+    pairs = [[read_box(box) for box in _BOX.findall(each)] for each in (text, answer)]
     return all(found and right and box_iou(found, right) >= 0.5 for found, right in zip(*pairs, strict=True))
 
 

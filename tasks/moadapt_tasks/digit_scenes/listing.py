@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from moadapt_tasks.digit_scenes import listing_tables as tables
-from moadapt_tasks.digit_scenes.listing_parts import CODEC, names, some_fields, some_order, write_items
+from moadapt_tasks.digit_scenes.listing_parts import names, read_box, some_fields, some_order, write_items
 from moadapt_tasks.digit_scenes.questions import SIDES
-from moadapt_tasks.digit_scenes.scenes import COLORS, SIZE, Scene, SceneObject
+from moadapt_tasks.digit_scenes.scenes import COLORS, Scene, SceneObject
 from moadapt_tasks.digit_scenes.vocabulary import some_words
 
 Text = tuple[str, str]
@@ -62,7 +62,7 @@ def read_plain_listing(text: str) -> list[SceneObject] | None:
     objects = []
     for item in text.split("; "):
         words = item.split(" ", 2)
-        box = CODEC.read(words[2], SIZE, SIZE) if len(words) == 3 else None
+        box = read_box(words[2]) if len(words) == 3 else None
         if box is None or words[0] not in COLORS or not words[1].isdigit():
             return None
         left, top, right, bottom = (round(edge) for edge in box)

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from moadapt_tasks.boxes import IntegerBoxes
+from moadapt_tasks.boxes import Box, IntegerBoxes
 from moadapt_tasks.digit_scenes.scenes import COLORS, SIZE, Scene, SceneObject
 
 Rng = np.random.Generator
 Order = Callable[[SceneObject], float]
 
-CODEC = IntegerBoxes()
+_CODEC = IntegerBoxes()
 FIELDS: dict[str, Callable[[SceneObject], str]] = {
     "color": lambda thing: thing.color,
     "digit": lambda thing: str(thing.digit),
-    "box": lambda thing: CODEC.write(thing.box, SIZE, SIZE),
+    "box": lambda thing: _CODEC.write([thing.box], (SIZE, SIZE), ""),
 }
 ORDERS: dict[str, Order] = {
     "left to right": lambda thing: thing.center[0],
@@ -73,6 +73,11 @@ def absent_names(scene: Scene) -> list[str]:
 def write_items(objects: Iterable[SceneObject], fields: Sequence[str]) -> str:
     """Write objects one after the other, or `none`."""
     return "; ".join(" ".join(FIELDS[field](thing) for field in fields) for thing in objects) or "none"
+
+
+def read_box(text: str) -> Box | None:
+    """Return the first box of a text in pixels, or None."""
+    return next(iter(_CODEC.read(text, (SIZE, SIZE)) or ()), None)
 
 
 def write_table(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
