@@ -4,10 +4,22 @@ import re
 import string
 from collections.abc import Sequence
 
+from moadapt_tasks.records import Record
+
 LETTERS = string.ascii_uppercase
 
 _LEADING = re.compile(r"\(([A-Z])\)|([A-Z])(?=[.:),]|\s*$)", re.IGNORECASE)
 _NAMED = re.compile(r"\b(?:answer|option|choice)\b[\s:]*(?:is\b[\s:]*)?\(?([A-Z])\b(?!')", re.IGNORECASE)
+
+
+def check_options(options: Sequence[str], record: Record) -> None:
+    """Require as many options as there can be.
+
+    Raises:
+        Defect: There are fewer than two, or more than letters.
+    """
+    if not 2 <= len(options) <= len(LETTERS):
+        raise record.wrong(f"it has {len(options)} answers to choose from; give 2 to {len(LETTERS)}")
 
 
 def lettered(options: Sequence[str]) -> str:

@@ -80,6 +80,13 @@ class Record:
             raise self.wrong(f"its {key} is {repr(found)}; give a list of {count} finite numbers")
         return [float(number) for number in found]
 
+    def number(self, key: str) -> float:
+        """Return a finite number."""
+        found = self._get(key)
+        if not _is_number(found):
+            raise self.wrong(f"its {key} is {repr(found)}; give a finite number")
+        return float(found)
+
     def flag(self, key: str) -> bool:
         """Return true or false."""
         found = self._get(key)

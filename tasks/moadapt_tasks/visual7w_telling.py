@@ -18,7 +18,7 @@ from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.marked_splits import check_marks, entries_of
 from moadapt_tasks.metrics import ChoiceAccuracy
-from moadapt_tasks.options import LETTERS, lettered, meant
+from moadapt_tasks.options import LETTERS, check_options, lettered, meant
 from moadapt_tasks.patterns import check_numbers, check_template, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import index, read_json, read_table
@@ -87,6 +87,7 @@ class Visual7WTelling(Task):
         asked, right, wrong = pair.text("question"), pair.text("answer"), pair.texts("multiple_choices")
         place = Random(str(pair.identifier("qa_id"))).randrange(len(wrong) + 1)
         options = [*wrong[:place], right, *wrong[place:]]
+        check_options(options, pair)
         values = {"filename": image.text("filename"), "image_id": image.identifier("image_id")}
         return Example(
             pictures=(pictures.find(self.images, image, **values),),
