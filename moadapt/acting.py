@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moadapt.call import Call, image_token_of
+from moadapt.call import Call
+from moadapt.image_rows import image_tokens_of
 from moadapt.sites import Anatomy, Site
 
 TokenRange = Literal["all", "image", "text", "question", "answer", "rows_with_image", "rows_without_image"]
@@ -91,7 +92,7 @@ def check_ranges(
                     f"{what}, but {site.path} is in the {site.tower} tower, where every token is one of an image and "
                     f"nothing is {strange[0]}; place it in the language tower, or leave that out"
                 )
-        elif telling and image_token_of(base) is None:
+        elif telling and not image_tokens_of(base):
             raise ValueError(f"{what}, but {kind} has no token that stands for image patches; leave {telling[0]} out")
         elif site.layer is None and site.form not in ("norm", "embedding"):
             raise ValueError(

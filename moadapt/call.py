@@ -1,13 +1,13 @@
 """One forward pass of the base: its rows, what is prompt, and the routings decided so far."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from moadapt.image_rows import ImageRows
 from moadapt.routing import Routing
 
 T = TypeVar("T")
@@ -65,7 +65,8 @@ class Call:
         text_features: Pooled embeddings of the prompt's text, (B, D), where a router over the whole model needs them.
         routings: What routers have decided, by place.
         continues: Whether a cache that holds earlier tokens is continued.
-        images_match: Whether row b owns image b and no other.
+        image_rows: Which row each image belongs to, for each run of the vision tower; empty where nobody asks.
+        run: Which of these runs is under way, or was the last; -1 before the first.
         recomputing: Whether a checkpointed block is run again for its backward pass.
         overridden: Whether the user's own weights stand in `routings` for every place.
     """
@@ -84,10 +85,37 @@ class Call:
     text_features: Tensor | None = None
     routings: dict[str, Routing] = field(default_factory=dict)
     continues: bool = False
-    images_match: bool = True
+    image_rows: tuple[ImageRows, ...] = ()
+    run: int = -1
     recomputing: bool = False
     overridden: bool = False
     _found: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def rows_of(self, count: int, device: torch.device) -> Tensor | None:
+        """Return the row of each of so many entries of the vision tower, or of what comes out of it, (count,).
+
+        Args:
+            count: Length of an axis that counts images, tiles, windows or patches.
+            device: Where they are wanted.
+
+        Returns:
+            None where the rows cannot be told.
+        """
+        if self.num_rows == 1:
+            return torch.zeros(count, dtype=torch.long, device=device)
+        if self.real is None and count == self.num_rows:  # a base that takes images alone
+            return torch.arange(count, device=device)
+        rows = None if self._images is None else self._images.of(count)
+        return None if rows is None else rows.to(device)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the vision tower has the patches of all images in one axis."""
+        return self._images is not None and self._images.packed
+
+    @property
+    def _images(self) -> ImageRows | None:
+        return self.image_rows[max(self.run, 0)] if self.image_rows else None
 
     def once(self, name: str, find: Callable[[], T]) -> T:
         """Return what banks need of the call as a whole, found by the first of them.
@@ -102,23 +130,13 @@ class Call:
         return found
 
 
-def image_token_of(base: PreTrainedModel) -> int | None:
-    """Return the token id that stands for an image patch, if a base has one.
-
-    Args:
-        base: Any transformers model.
-    """
-    token: int | None = getattr(base.config, "image_token_id", getattr(base.config, "image_token_index", None))
-    return token
-
-
-def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | None, *, continues: bool) -> Call:
+def read_call(inputs: Mapping[str, Any], request: Request, image_tokens: Sequence[int], *, continues: bool) -> Call:
     """Find out, from the base's own inputs, what a pass is about.
 
     Args:
         inputs: What the base was called with.
         request: What the caller said.
-        image_token: Token id that stands for an image patch.
+        image_tokens: Token ids that stand for patches of images and videos.
         continues: Whether the inputs go on from a filled cache, so that none of them is prompt.
     """
     ids, pixels = inputs.get("input_ids"), inputs.get("pixel_values")
@@ -126,7 +144,9 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
     if tokens is None:
         rows = 1 if pixels is None else len(pixels)
         return Call(rows, task_ids=request.row_tasks(rows))
-    image = ids == image_token if ids is not None and image_token is not None else None
+    image = (
+        None if ids is None or not image_tokens else torch.stack([ids == token for token in image_tokens]).any(dim=0)
+    )
     call = Call(len(tokens), image=image, task_ids=request.row_tasks(len(tokens)), continues=continues)
     call.real = _real(inputs.get("attention_mask"), tokens)
     if not continues:
@@ -135,10 +155,6 @@ def read_call(inputs: Mapping[str, Any], request: Request, image_token: int | No
         if call.inserted is not None:  # no reader of the prompt may read them
             call.prompt = call.prompt.scatter(1, call.inserted, value=False)
         call.with_image = None if image is None else (image & call.prompt).any(dim=1)
-        known = image_token is not None
-        call.images_match = pixels is None or (
-            images_match_rows(image, len(pixels)) if known else len(pixels) == len(tokens)
-        )
     return call
 
 
@@ -152,19 +168,6 @@ def prompt_tokens(real: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         return real
     return real & ((labels != -100).cumsum(dim=1) == 0)
-
-
-def images_match_rows(image: Tensor | None, num_images: int) -> bool:
-    """Tell whether row b owns image b and no other, judged by the image tokens of each row.
-
-    Args:
-        image: Which tokens stand for image patches, (B, T); None where that is not known.
-        num_images: How many images the call holds.
-    """
-    if image is None:
-        return False
-    counts = image.sum(dim=1)
-    return num_images == len(counts) and bool(torch.all(counts == counts[0])) and bool(counts[0] > 0)
 
 
 def check_prompt(prompt: Tensor, labels: Tensor | None, reader: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moadapt.call import Call, Request, check_filled, check_prompt, read_call
+from moadapt.image_rows import ImageRows
 from moadapt.places import Place
 from moadapt.router import STATES, Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
@@ -46,8 +47,10 @@ class CallContext:
         routers: One a place.
         spec: What the user chose; None without experts.
         tasks: Names of experts and tasks.
-        image_token: Token id that stands for an image patch.
+        image_tokens: Token ids that stand for patches of images and videos.
         embed: Gives the embeddings of input tokens.
+        find_images: Tells which row each image of a call belongs to, from its inputs and its number of rows, for every
+            run of the vision tower; None where no site before the language tower is routed.
         reads_prompt: Whether some adapter lets tokens read later tokens of the prompt.
         tells_images: Whether adapters or routers must tell image tokens from text.
     """
@@ -58,8 +61,9 @@ class CallContext:
         routers: Sequence[Router],
         spec: RouterSpec | None,
         tasks: tuple[str, ...],
-        image_token: int | None,
+        image_tokens: Sequence[int],
         embed: Callable[[Tensor], Tensor],
+        find_images: Callable[[Mapping[str, Any], int], tuple[ImageRows, ...]] | None,
         *,
         reads_prompt: bool = False,
         tells_images: bool = False,
@@ -74,7 +78,8 @@ class CallContext:
         self.observers: list[Callable[[Observation], None]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
-        self._spec, self._tasks, self._image_token, self._embed = spec, tasks, image_token, embed
+        self._spec, self._tasks, self._image_tokens, self._embed = spec, tasks, image_tokens, embed
+        self._find_images = find_images
         self._by_sequence = spec is not None and spec.scope == "sequence"
         self._reads_prompt, self._tells_images = reads_prompt, tells_images
         self._request: Request | None = None
@@ -134,10 +139,12 @@ class CallContext:
         if self._request is None:
             raise RuntimeError("the base was called without its mixture; call the mixture, or detach() first")
         held = self._held_for(inputs.get("past_key_values"))
-        call = self.call = read_call(inputs, self._request, self._image_token, continues=held is not None)
+        call = self.call = read_call(inputs, self._request, self._image_tokens, continues=held is not None)
         call.available, call.progress, call.noise = self.available, self.progress, self.noise
         self._check_prompt(call, self._request, inputs.get("labels"))
         self._check_images(call)
+        if self._find_images is not None and held is None and call.real is not None:
+            call.image_rows = self._find_images(inputs, call.num_rows)
         if held is not None:
             call.routings.update(held.routings)
             call.memories.update(held.memories)
@@ -145,7 +152,7 @@ class CallContext:
         if self._prepared is not None and held is None:
             times = call.num_rows // self._prepared.num_rows
             call.routings.update({p: r.repeat_rows(times) for p, r in self._prepared.routings.items()})
-            call.images_match = self._prepared.images_match
+            call.image_rows = self._prepared.image_rows
         if self.override is not None:
             self._override(call, self.override)
         self._decide_early(call, inputs.get("input_ids"))
@@ -179,6 +186,19 @@ class CallContext:
         if self._within is not None:
             self._within = None
             self.close(output)
+
+    def enter_vision(self) -> None:
+        """Note that the vision tower runs; its second run in a call, on videos, is routed by itself."""
+        call = self.call
+        if call is None:
+            return
+        if call.run >= 0:
+            before = {
+                p.name for p, _ in self._routers.values() if p.tower != "language" and p.dim and not p.before_language
+            }
+            kept = {name: routing for name, routing in call.routings.items() if name not in before}
+            self.call = call = replace(call, routings=kept, _found={})
+        call.run += 1
 
     def enter_block(self, block: str, hidden: Tensor) -> None:
         """Let the routers decide that read what enters a block.
@@ -236,6 +256,9 @@ class CallContext:
             routing = call.routings[place.name]
         else:
             raise RuntimeError(f"{site.path} was reached before the router at {place.name} could decide")
+        images = site.tower != "language" or (x.ndim == 3 and len(x) != call.num_rows and bool(call.image_rows))
+        if images and routing.per_row and self._by_sequence:
+            routing = _of_images(call, site, routing, x)
         _check_reach(call, site, place, routing, x)
         return routing
 
@@ -253,7 +276,7 @@ class CallContext:
             self.call = before
 
     def _check_images(self, call: Call) -> None:
-        if self._tells_images and call.real is not None and call.image is None and self._image_token is not None:
+        if self._tells_images and call.real is not None and call.image is None and self._image_tokens:
             raise ValueError(
                 "some adapter or router tells text and image tokens apart, and inputs_embeds does not; pass input_ids"
             )
@@ -264,7 +287,7 @@ class CallContext:
         if not (routes or self._reads_prompt) or call.prompt is None:
             return
         reader = "a router by sequence" if routes else "a cross-modal adapter"
-        if call.image is None and self._image_token is not None:
+        if call.image is None and self._image_tokens:
             raise ValueError(
                 f"{reader} reads text and image tokens apart, and inputs_embeds does not tell them; pass input_ids"
             )
@@ -342,25 +365,37 @@ def routers_of(modules: nn.ModuleList) -> list[Router]:
     return [module for module in modules if isinstance(module, Router)]
 
 
+def _of_images(call: Call, site: Site, routing: Routing, x: Tensor) -> Routing:
+    """Give the images of each row, in a tower before the language tower, the routing of that row.
+
+    Raises:
+        ValueError: The rows cannot be told.
+    """
+    patches = call.packed and (x.ndim == 2 or (x.ndim == 3 and len(x) == 1))
+    count = x.shape[1] if patches and x.ndim == 3 else len(x)
+    rows = call.rows_of(count, x.device)
+    if rows is None:
+        raise ValueError(
+            f"{site.path} is routed by row, but how its input of shape {tuple(x.shape)} belongs to the {call.num_rows} "
+            "rows of the call cannot be told; pass input_ids whose image tokens are those of the images, in order, run "
+            "rows one by one, or place experts in the language tower only"
+        )
+    return routing.of_entries(rows, along_tokens=patches)
+
+
 def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tensor) -> None:
     """Refuse a routing whose rows or tokens are not those of the site's input."""
     rows, tokens = routing.weights.shape[:2]
     if rows == 1 and tokens == 1:
         return
-    own = routing.per_token and place.tower == site.tower  # weights of just those tokens, whose rows they may be
-    if site.tower != "language" and rows > 1 and not call.images_match and not own:
-        raise ValueError(
-            f"{site.path} is routed by row, but images and rows do not match one to one in this call; give every row "
-            "one image, or place experts in the language tower only"
-        )
     if site.form == "experts":  # which get the tokens of all rows in one axis
         x = x.reshape(call.num_rows, -1, x.shape[-1]) if x.numel() // x.shape[-1] % call.num_rows == 0 else x
     lengths = x.shape[1:3] if site.form == "norm" and x.ndim == 4 else x.shape[1:2]  # norms of heads: either may be T
     if (
-        (x.ndim == 2 and x.is_floating_point())
+        (x.ndim == 2 and x.is_floating_point() and (rows > 1 or tokens != len(x)))
         or (x.ndim > 3 and site.form == "sublayer")
         or rows not in (1, len(x))
-        or tokens not in (1, *lengths)
+        or tokens not in (1, len(x) if x.ndim == 2 else 1, *lengths)
     ):
         raise ValueError(
             f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "

@@ -23,9 +23,10 @@ from moadapt.adapted import AdaptedModule
 from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.delta import NotMergeable
 from moadapt.adapters.family import FamilySpec
-from moadapt.call import Request, image_token_of
+from moadapt.call import Request
 from moadapt.checkpointing import enable_checkpointing, swap_checkpointing
 from moadapt.context import CallContext, block_input, routers_of
+from moadapt.image_rows import ImageRows, find_image_rows, image_tokens_of
 from moadapt.inserting import count_inserted, insert, plain_token
 from moadapt.insertion import Inserted
 from moadapt.mixture_spec import MixtureSpec
@@ -69,8 +70,9 @@ class Mixture(nn.Module):
             routers_of(self.routers),
             router,
             self.tasks,
-            image_token_of(base),
+            image_tokens_of(base),
             self._embed,
+            self._find_images if _reads_images(base, routed) else None,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
             tells_images=any(set(adapter.spec.ranges) - {"answer"} for adapter in spec.adapters())
             or (router is not None and router.tells_images),
@@ -445,6 +447,9 @@ class Mixture(nn.Module):
                 self._writer.register_forward_pre_hook(self._open_within, with_kwargs=True),
                 self._writer.register_forward_hook(self._close_within, always_call=True),
             ]
+        vision = next((tower.path for tower in self.anatomy.towers if tower.name == "vision"), "")
+        if vision:
+            self._handles.append(self.base.get_submodule(vision).register_forward_pre_hook(self._enter_vision))
         for block in dict.fromkeys(block for place in self.places for block in (place.hook, place.fallback) if block):
             hook = partial(self._enter_block, block)  # no closure, which a copy would share with the original
             self._handles.append(self.base.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True))
@@ -493,6 +498,12 @@ class Mixture(nn.Module):
     def _close_within(self, writer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.context.close_within(output)
 
+    def _enter_vision(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.context.enter_vision()
+
+    def _find_images(self, inputs: Mapping[str, Any], num_rows: int) -> tuple[ImageRows, ...]:
+        return find_image_rows(self.base, inputs, num_rows)
+
     def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.context.enter_block(block, block_input(args, kwargs))
 
@@ -506,6 +517,12 @@ class Mixture(nn.Module):
         module = self.base.get_input_embeddings()
         embeddings: Tensor = (module.module if isinstance(module, AdaptedModule) else module)(ids)
         return embeddings
+
+
+def _reads_images(base: PreTrainedModel, sites: Sequence[Site]) -> bool:
+    """Tell whether some site gets images by themselves, before the language tower or where text attends to them."""
+    crosses = getattr(base.config.get_text_config(), "cross_attention_layers", None)
+    return bool(crosses) or any(site.tower != "language" for site in sites)
 
 
 def _stack_of(adapter: Adapter) -> tuple[type[FamilySpec], tuple[TokenRange, ...], Hashable]:

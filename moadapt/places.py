@@ -12,7 +12,7 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
-from moadapt.call import image_token_of
+from moadapt.image_rows import image_tokens_of
 from moadapt.router import RouterSpec
 from moadapt.sites import Anatomy, Site
 from moadapt.towers import Tower, block_width
@@ -160,7 +160,7 @@ def _model_place(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site], spe
         vision = _first_block(base, anatomy.tower("vision"), spec)
         width += _width(base, vision)
         return Place("model", main.name, vision, width, True, (), first, summarises)
-    if summarises and main.name == "language" and image_token_of(base) is not None:
+    if summarises and main.name == "language" and image_tokens_of(base):
         width *= 2  # text and image side by side
     return Place("model", main.name, first, width, False, (), summarises=summarises)
 

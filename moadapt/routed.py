@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from moadapt.router import RoutingContext
 from moadapt.tracing import Observation
 
 
@@ -135,16 +136,16 @@ def routed_at(
     else:
         chosen = torch.zeros_like(weights, dtype=torch.bool).scatter(3, routing.indices, value=True)
     every = weights.new_ones(rows * tokens * heads)
-    counted = _each(seen.prompt, weights) if routing.per_token else None
+    counted = _each(seen.prompt, weights) if routing.per_token else _with_image(seen, weights)
     real = _each(seen.real, weights) if routing.per_token else None
-    task_ids = _row_tasks(seen.task_ids, rows)
+    task_ids = _input_tasks(seen, weights)
     return Routed(
         weights.reshape(-1, width),
         chosen.reshape(-1, width),
         every if counted is None else counted.to(weights.dtype),
         every if real is None else real.to(weights.dtype),
         None if routing.logits is None else routing.logits.expand(rows, tokens, heads, -1).reshape(-1, width),
-        None if task_ids is None else task_ids.repeat_interleave(tokens * heads),
+        task_ids,
         _each(seen.image, weights) if routing.per_token else None,
         None if utilities is None else _of_rows(utilities, weights, observed.place),
         (rows, tokens, heads),
@@ -177,11 +178,25 @@ def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.d
     return Routed(none, none.bool(), each, each, none, each.long(), None, none, (0, 0, 1), len(tasks), owners)
 
 
-def _row_tasks(task_ids: Tensor | None, rows: int) -> Tensor | None:
-    """Return the task of each routed row, (rows,); None where these are no rows of the call, but tiles of images."""
-    if task_ids is None or rows == 1:
-        return None if task_ids is None else task_ids[:1]
-    return task_ids.expand(rows) if len(task_ids) in (1, rows) else None
+def _input_tasks(seen: RoutingContext, weights: Tensor) -> Tensor | None:
+    """Return the task of each routed input, (N,); None where tasks were not told, or whose inputs these are."""
+    task_ids, (rows, tokens, heads) = seen.task_ids, weights.shape[:3]
+    if task_ids is None:
+        return None
+    if rows * tokens == 1:
+        return task_ids[:1].expand(heads)
+    if seen.rows is not None and tokens > 1:  # of images, or of patches in one axis
+        owners = seen.rows if len(seen.rows) == rows * tokens else seen.rows.repeat_interleave(tokens)
+        return task_ids.expand(seen.num_rows)[owners].repeat_interleave(heads)
+    return task_ids.expand(rows).repeat_interleave(tokens * heads) if len(task_ids) in (1, rows) else None
+
+
+def _with_image(seen: RoutingContext, weights: Tensor) -> Tensor | None:
+    """Return which inputs of a routing by rows count, (N,), in a tower that rows without an image do not reach."""
+    rows, _, heads = weights.shape[:3]
+    if seen.tower == "language" or seen.with_image is None or len(seen.with_image) != rows:
+        return None
+    return seen.with_image.repeat_interleave(heads)
 
 
 def _task_experts(experts: Sequence[str], tasks: Sequence[str], device: torch.device) -> Tensor:

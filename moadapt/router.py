@@ -37,8 +37,10 @@ class RoutingContext:
     Routers that read the same hidden states share one context, so that these are normalised and pooled once.
 
     Args:
-        hidden: Hidden states entering the place, (B, T, D); for a router that reads the prompt, its text and its image,
-            each normalised and averaged, side by side, (B, 1, D), zeros where a row has no image.
+        hidden: Hidden states entering the place, (B, T, D), in towers before the language tower (N, P, D) with as many
+            images, tiles or windows as there are, or (1, P, D) where all patches lie in one axis; for a router that
+            reads the prompt, its text and its image, each normalised and averaged, side by side, (B, 1, D), zeros where
+            a row has no image.
         prompt: Which tokens are prompt, True or False, (B, T); None where all are (vision towers).
         image: Which tokens stand for image patches, (B, T); None where there is no such difference.
         with_image: Which rows have an image in their prompt, (B,), also while a cache is continued; None where no image
@@ -52,6 +54,8 @@ class RoutingContext:
         noise: What to draw from in training so that all processes draw the same; None where nobody cares.
         output: What the module of the place gives before anything is added, (B, T, F), for a router that reads outputs.
         outputs: What each expert would add to it with weight 1, (B, T, E, F), likewise.
+        rows: Row of each entry of `hidden`, (N,) or, of all patches in one axis, (P,); None where row b has entry b.
+        num_rows: B, where `rows` are told.
     """
 
     hidden: Tensor | None = None
@@ -66,6 +70,8 @@ class RoutingContext:
     noise: torch.Generator | None = None
     output: Tensor | None = None
     outputs: Tensor | None = None
+    rows: Tensor | None = None
+    num_rows: int = 0
 
     @cached_property
     def pooled(self) -> Tensor:
@@ -74,10 +80,19 @@ class RoutingContext:
         Tokens are normalised, averaged over the prompt's text and over its image tokens, and the two averages are
         averaged, so that a short question is not drowned by many patches.
         """
+        if self.rows is not None:
+            return self._row_means(self.rows)
         if self.prompt is None:
             return self.tokens.mean(dim=1)
         means, filled = self.means
         return means.sum(dim=1) / filled.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def _row_means(self, rows: Tensor) -> Tensor:
+        """Average the tokens of each row's own entries, (B, D), zeros where it has none."""
+        tokens = self.tokens.flatten(0, 1)
+        owners = rows.repeat_interleave(len(tokens) // len(rows), output_size=len(tokens))
+        sums = tokens.new_zeros(self.num_rows, tokens.shape[-1]).index_add(0, owners, tokens)
+        return sums / torch.bincount(owners, minlength=self.num_rows).clamp(min=1).unsqueeze(1)
 
     @cached_property
     def means(self) -> tuple[Tensor, Tensor]:

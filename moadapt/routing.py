@@ -128,6 +128,19 @@ class Routing:
         parts = {name: getattr(self, name) for name in ("weights", "indices", "logits", "log_prob")}
         return replace(self, **{n: t.repeat_interleave(times, dim=0) for n, t in parts.items() if t is not None})
 
+    def of_entries(self, rows: Tensor, *, along_tokens: bool) -> "Routing":
+        """Return the routing of what belongs to rows, such as their images, where tokens do not differ.
+
+        Args:
+            rows: Row of each entry, (N,).
+            along_tokens: Whether the entries lie in the axis of tokens, and not in that of rows.
+        """
+        parts = {name: getattr(self, name) for name in ("weights", "indices")}
+        found = {name: tensor[rows] for name, tensor in parts.items() if tensor is not None}
+        if along_tokens:
+            found = {name: tensor.transpose(0, 1) for name, tensor in found.items()}
+        return replace(self, **found, logits=None, log_prob=None)
+
     def judged_by(self, logits: Tensor) -> "Routing":
         """Return the same routing with the logits that objectives judge it by.
 

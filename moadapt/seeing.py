@@ -39,14 +39,11 @@ def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, r
         return given
     if place.before_language:
         return replace(given, hidden=_embeddings(call, place, hidden) if reached else _no_patches(call, place.dim))
-    if hidden.ndim != 3:
-        raise ValueError(
-            f"the router at {place.name} would read input of shape {tuple(hidden.shape)}, which has no axis of "
-            "rows; use constant weights there or place experts elsewhere"
-        )
-    if by_sequence:
-        _check_rows(call, place, hidden)
     seen = replace(given, hidden=hidden)
+    if place.tower != "language":
+        seen = _of_images(call, place, seen, hidden, by_sequence=by_sequence)
+    elif hidden.ndim != 3:
+        raise _shapeless(place, hidden)
     if _over_tokens(call, place, hidden):
         seen = replace(seen, prompt=call.prompt, real=call.real, image=call.image)
     return replace(given, hidden=_summary(seen)) if place.summarises else seen
@@ -57,25 +54,50 @@ def _over_tokens(call: Call, place: Place, hidden: Tensor) -> bool:
     return call.real is not None and place.tower == "language" and hidden.shape[:2] == call.real.shape
 
 
-def _check_rows(call: Call, place: Place, hidden: Tensor) -> None:
-    """Refuse to pool over what belongs to several rows, where a tower has another axis of rows than the call."""
-    if call.num_rows > 1 and len(hidden) != call.num_rows:
+def _of_images(call: Call, place: Place, seen: RoutingContext, hidden: Tensor, *, by_sequence: bool) -> RoutingContext:
+    """Tell the rows of what a tower before the language tower holds.
+
+    Raises:
+        ValueError: The rows cannot be told, and a router by sequence needs them; or the input has another shape.
+    """
+    if hidden.ndim == 2 and call.packed:
+        hidden = hidden.unsqueeze(0)
+    if hidden.ndim != 3:
+        raise _shapeless(place, hidden)
+    patches = call.packed and len(hidden) == 1
+    rows = call.rows_of(hidden.shape[1] if patches else len(hidden), hidden.device)
+    if rows is None and by_sequence:
         raise ValueError(
-            f"the router by sequence at {place.name} would read input of shape {tuple(hidden.shape)}, whose first axis "
-            f"is not the {call.num_rows} rows of the call; give one image a row, of one tile, or run rows one by "
-            'one; or use constant weights, scope="token" with another per, or experts in the language tower only'
+            f"the router by sequence at {place.name} would read input of shape {tuple(hidden.shape)}, and how that "
+            f"belongs to the {call.num_rows} rows of the call cannot be told; pass input_ids whose image tokens are "
+            'those of the images, in order, or run rows one by one; or use constant weights, scope="token" with '
+            "another per, or experts in the language tower only"
         )
+    return replace(seen, hidden=hidden, rows=rows, num_rows=call.num_rows)
+
+
+def _shapeless(place: Place, hidden: Tensor) -> ValueError:
+    return ValueError(
+        f"the router at {place.name} would read input of shape {tuple(hidden.shape)}, which has no axis of rows; use "
+        "constant weights there or place experts elsewhere"
+    )
 
 
 def _embeddings(call: Call, place: Place, patches: Tensor) -> Tensor:
     """Join each row's text features with its pooled patch embeddings, (B, 1, D)."""
-    text, images = call.text_features, RoutingContext(hidden=patches).pooled
-    if text is None or not call.images_match:
+    text = call.text_features
+    if text is None:
         raise ValueError(
-            "a router over the whole model with sites before the language tower needs input_ids and one image a row; "
-            'place adapters in the language tower only, or use per="layer"'
+            "a router over the whole model with sites before the language tower needs input_ids; place adapters in the "
+            'language tower only, or use per="layer"'
         )
-    _check_rows(call, place, patches)
+    if len(call.image_rows) > 1:
+        raise ValueError(
+            "a router over the whole model with sites before the language tower decides once, but this call holds "
+            "images and videos, which run through that tower one after the other; give them in calls of their own, or "
+            'use per="layer"'
+        )
+    images = _of_images(call, place, RoutingContext(), patches, by_sequence=True).pooled
     return torch.cat([text, images], dim=-1).unsqueeze(1)
 
 

@@ -27,7 +27,7 @@ def add_blended(bank: "LoRABank", y: Tensor, x: Tensor, routing: Routing) -> Ten
         bank: Whose adapters.
         y: The output, (B, T, F).
         x: The input, (B, T, D), of the same dtype.
-        routing: Weights of parameters, (B|1, 1, H, E).
+        routing: Weights of parameters, (B|1, T|1, H, E).
 
     Raises:
         ValueError: A gate shuts an expert out, or as in `blended`.
@@ -38,7 +38,10 @@ def add_blended(bank: "LoRABank", y: Tensor, x: Tensor, routing: Routing) -> Ten
             "shut one out; choose a router that blends outputs"
         )
     shared = bank.shared_factors(y.dtype)
-    pairs = blended(bank, routing, y.dtype) + ([] if shared is None else [shared])
+    pairs = [] if shared is None else [shared]
+    if routing.per_token:
+        return y + sum(((x @ down.mT) @ up for down, up in pairs), start=_by_token(bank, x, routing))
+    pairs = blended(bank, routing, y.dtype) + pairs
     # a start and what takes it off add up to zero before they meet `y`, which would round them apart
     return y + sum((x @ down.mT) @ up for down, up in pairs)
 
@@ -72,22 +75,43 @@ def blended(bank: "LoRABank", routing: Routing, dtype: torch.dtype) -> list[tupl
         Pairs of `down (B, R, D)` and `up (B, R, F)`, the scale in `up`, whose products add up.
 
     Raises:
-        ValueError: Weights differ by token, or as in `check_experts`.
+        ValueError: As in `check_experts`.
     """
-    if routing.per_token:
-        raise ValueError(f"{bank.site.path}: blending parameters needs weights without a token axis")
-    weights, experts = routing.dense()[:, 0].to(dtype), bank.experts()
+    weights = routing.dense()[:, 0].to(dtype)
     heads, scale = weights.shape[1], check_experts(bank, routing.num_experts, weights.shape[1])
 
     def side(tensor: str) -> Tensor:
-        stacked = torch.stack([bank.live(adapter.name, tensor) for adapter in experts]).to(dtype)
-        slices = rearrange(stacked, "e r (h d) -> e r h d", h=heads)
-        return torch.einsum("bhe,erhd->brhd", weights, slices).flatten(2)
+        return torch.einsum("bhe,erhd->brhd", weights, _slices(bank, tensor, heads, dtype)).flatten(2)
 
     found = [(side("down"), side("up") * scale)]
     if "start_down" in bank.tensors:  # what the base holds at the start is taken off
         found.append((side("start_down"), -side("start_up") * scale))
     return found
+
+
+def _by_token(bank: "LoRABank", x: Tensor, routing: Routing) -> Tensor:
+    """Return what each token's own adapter adds, (B, T, F), where rows are told apart along the axis of tokens.
+
+    No token's factors are built: all experts shrink it, and their weighted sum is grown by all of them.
+    """
+    weights = routing.dense().to(x.dtype)
+    heads, scale = weights.shape[2], check_experts(bank, routing.num_experts, weights.shape[2])
+    inputs = rearrange(x, "b t (h d) -> b t h d", h=heads)
+
+    def change(down: str, up: str) -> Tensor:
+        each = torch.einsum("bthd,erhd->bther", inputs, _slices(bank, down, heads, x.dtype))
+        shrunk = torch.einsum("bther,bthe->btr", each, weights)
+        spread = shrunk[:, :, None, None] * weights.unsqueeze(-1)  # (B, T, H, E, R); what all add is too large
+        return torch.einsum("bther,erhf->bthf", spread, _slices(bank, up, heads, x.dtype)).flatten(2) * scale
+
+    found = change("down", "up")
+    return found - change("start_down", "start_up") if "start_down" in bank.tensors else found
+
+
+def _slices(bank: "LoRABank", tensor: str, heads: int, dtype: torch.dtype) -> Tensor:
+    """Return a side of all experts, cut into the slices of the heads, (E, R, H, D / H)."""
+    stacked = torch.stack([bank.live(adapter.name, tensor) for adapter in bank.experts()]).to(dtype)
+    return rearrange(stacked, "e r (h d) -> e r h d", h=heads)
 
 
 def check_experts(bank: "LoRABank", num_experts: int, heads: int) -> float:

@@ -27,7 +27,8 @@ from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.streams import streams
 from moadapt.adapters.weighing import weigh_up
-from moadapt.call import Call, image_token_of
+from moadapt.call import Call
+from moadapt.image_rows import image_tokens_of
 from moadapt.placement import Placement
 from moadapt.registry import FAMILIES
 from moadapt.sites import Anatomy, Site
@@ -80,7 +81,7 @@ class CrossModal(FamilySpec):
             lacks = "has no vision tower"
         elif base.config.is_encoder_decoder:
             lacks = "keeps images in an encoder, apart from the text that its decoder writes"
-        elif image_token_of(base) is None:
+        elif not image_tokens_of(base):
             lacks = "has no token that stands for image patches"
         if lacks is not None:
             raise ValueError(

@@ -24,7 +24,8 @@ from moadapt.adapters.delta import Delta, NotMergeable
 from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import all_weights
-from moadapt.call import Call, image_token_of
+from moadapt.call import Call
+from moadapt.image_rows import image_tokens_of
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
 from moadapt.sites import Anatomy, Site
@@ -74,7 +75,7 @@ class Prefix(FamilySpec):
 
     def check_base(self, base: PreTrainedModel, parts: Anatomy) -> None:
         """Refuse to tell image tokens from text where no sequence holds both."""
-        holds_both = image_token_of(base) is not None and not base.config.is_encoder_decoder
+        holds_both = bool(image_tokens_of(base)) and not base.config.is_encoder_decoder
         if self.image_length is not None and not holds_both and any(t.name == "language" for t in parts.towers):
             raise ValueError(
                 f"Prefix(image_length={self.image_length}) serves image tokens apart from text, but no sequence of "

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moadapt.call import image_token_of
+from moadapt.image_rows import image_tokens_of
 from moadapt.mixture import Mixture
 from moadapt.tracing import Observation
 from moadapt.training import MixedTasks
@@ -85,5 +85,5 @@ def _place(observed: Observation, row: int, real: Tensor) -> dict[str, Any]:
 
 
 def _tokens(mixture: Mixture, data: MixedTasks, ids: Tensor) -> list[dict[str, Any]]:
-    image = image_token_of(mixture.base)
-    return [{"text": data.tokenizer.decode([token]), "image": token == image} for token in ids.tolist()]
+    images = image_tokens_of(mixture.base)
+    return [{"text": data.tokenizer.decode([token]), "image": token in images} for token in ids.tolist()]

@@ -12,8 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 import moadapt
 from moadapt import Placement
 from moadapt.adapters import LoRA
-from tests.core.test_sites import batch_of
-from tests.core.zoo import build
+from tests.core.zoo import batch_of, build
 from tests.models import randomize
 
 

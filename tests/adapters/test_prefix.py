@@ -16,8 +16,7 @@ from moadapt.call import Call
 from moadapt.sites import anatomy
 from moadapt_routers import ByTask, Constant, Softmax
 from tests.conformance.canonical import EVERYWHERE, EXPERTS, TASKS, Given, routing_value
-from tests.core.test_sites import batch_of
-from tests.core.zoo import build
+from tests.core.zoo import batch_of, build
 from tests.models import (
     IMAGE_TOKEN,
     llava_batch,

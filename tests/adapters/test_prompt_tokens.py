@@ -17,8 +17,7 @@ from moadapt.inserting import insert
 from moadapt.insertion import Inserted
 from moadapt_routers import ByTask, Constant, Softmax
 from tests.conformance.canonical import EXPERTS, TASKS, Given, routing_value
-from tests.core.test_sites import batch_of
-from tests.core.zoo import build
+from tests.core.zoo import batch_of, build
 from tests.models import (
     IMAGE_TOKEN,
     llava_batch,

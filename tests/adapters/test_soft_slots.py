@@ -17,8 +17,7 @@ from moadapt.call import Call
 from moadapt.sites import Site
 from moadapt_routers import ByTask
 from tests.conformance.canonical import routing_value
-from tests.core.test_sites import batch_of
-from tests.core.zoo import TEXT, ZOO, build
+from tests.core.zoo import TEXT, ZOO, batch_of, build
 from tests.models import PATCHES, llava_batch, randomize, tiny_llama, tiny_llava
 
 ROWS, TOKENS, WIDTH = 3, 5, 8

@@ -25,7 +25,7 @@ def test_a_base_is_trained_and_asked_from_its_folder(name: str, tmp_path: Path) 
     written.processor.save_pretrained(tmp_path / "base")
     data = MixedTasks(str(tmp_path / "base"), toy.toy_tasks(tmp_path, rows=(1, 1)), batch_size=2)
     experts, settings = {"small": LoRA(rank=4), "large": LoRA(rank=4)}, Optimization(learning_rate=0.03)
-    placement = Placement(kinds=("mlp",))  # Mllama's cross-attention reads pictures, whose layout is not that of rows
+    placement = Placement(kinds=("attention", "mlp"))
     module = MixtureModule(str(tmp_path / "base"), experts, None, ByTask(), placement, optimization=settings)
     trainer = runs.trainer(tmp_path, max_steps=40)
     trainer.fit(module, datamodule=data)

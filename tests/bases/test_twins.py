@@ -19,8 +19,8 @@ TASKS = ["a", "b"]
 
 
 def routed(of: Twin) -> Mixture:
-    """A mixture with two LoRAs; Mllama's cross-attention reads pictures, whose layout is not that of rows."""
-    kinds = ("mlp",) if of.name == "mllama" else ("attention", "mlp")
+    """A mixture with two LoRAs."""
+    kinds = ("attention", "mlp")
     experts = {task: LoRA(rank=4) for task in TASKS}
     return attach(of.model, experts=experts, router=ByTask(), placement=Placement(kinds=kinds))
 

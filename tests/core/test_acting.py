@@ -49,7 +49,7 @@ def read(ids: list[list[int]], labels: list[list[int]] | None = None, **said: An
     inputs = {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
     if labels is not None:
         inputs["labels"] = torch.tensor(labels).masked_fill(torch.tensor(labels) == 0, -100)
-    return read_call(inputs, Request(**said), 3, continues=False)
+    return read_call(inputs, Request(**said), (3,), continues=False)
 
 
 def test_ranges_follow_images_prompt_and_padding() -> None:
@@ -85,7 +85,7 @@ def test_inserted_tokens_are_of_no_range() -> None:
 
 def test_what_continues_a_cache_is_answer_and_text() -> None:
     call = read_call(
-        {"input_ids": torch.tensor([[7], [8]]), "attention_mask": torch.ones(2, 6)}, Request(), 3, continues=True
+        {"input_ids": torch.tensor([[7], [8]]), "attention_mask": torch.ones(2, 6)}, Request(), (3,), continues=True
     )
     call.with_image = torch.tensor([True, False])
     assert [told(call, name) for name in ("answer", "text", "question", "image")] == [["1", "1"]] * 2 + [["0", "0"]] * 2

@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from moadapt.call import Call, Request, check_filled, check_prompt, images_match_rows, prompt_tokens, read_call
-from tests.models import IMAGE_TOKEN, PATCHES, llava_batch, padded, prompt_of, uneven_images
+from moadapt.call import Call, Request, check_filled, check_prompt, prompt_tokens, read_call
+from tests.models import IMAGE_TOKEN, PATCHES, llava_batch, padded, prompt_of
 
 PROMPT, ANSWER = 5, 4
 LENGTH = PATCHES + PROMPT + ANSWER
 
 
-def read(batch: dict[str, Any], *, image_token: int | None = IMAGE_TOKEN, continues: bool = False, **said: Any) -> Call:
-    return read_call(batch, Request(**said), image_token, continues=continues)
+def read(
+    batch: dict[str, Any], *, image_tokens: tuple[int, ...] = (IMAGE_TOKEN,), continues: bool = False, **said: Any
+) -> Call:
+    return read_call(batch, Request(**said), image_tokens, continues=continues)
 
 
 def test_the_prompt_is_what_stands_before_the_first_label() -> None:
@@ -113,10 +115,13 @@ def test_labels_that_lie_on_no_token_do_not_cut_the_prompt() -> None:
     assert read({**batch, "labels": torch.tensor([0, 1, 0])}).prompt.all()
 
 
-def test_image_tokens_are_those_of_the_image_token_id() -> None:
+def test_image_tokens_are_those_of_images_and_videos() -> None:
     batch = llava_batch()
     assert torch.equal(read(batch).image, (torch.arange(LENGTH) < PATCHES).expand(3, -1))
-    assert read(batch, image_token=None).image is None
+    video = int(batch["input_ids"][1, -1])
+    both = (batch["input_ids"] == IMAGE_TOKEN) | (batch["input_ids"] == video)
+    assert torch.equal(read(batch, image_tokens=(IMAGE_TOKEN, video)).image, both)
+    assert read(batch, image_tokens=()).image is None
     embeddings = {"inputs_embeds": torch.zeros(3, LENGTH, 32), "attention_mask": batch["attention_mask"]}
     assert read(embeddings).image is None
     assert read(embeddings).prompt.shape == (3, LENGTH)
@@ -124,46 +129,13 @@ def test_image_tokens_are_those_of_the_image_token_id() -> None:
 
 def test_a_call_of_pictures_alone_has_rows_and_no_prompt() -> None:
     call = read({"pixel_values": torch.zeros(4, 3, 16, 16)}, task_ids=torch.tensor([2]))
-    assert (call.num_rows, call.prompt, call.images_match) == (4, None, True)
+    assert (call.num_rows, call.prompt) == (4, None)
+    assert call.rows_of(4, torch.device("cpu")).tolist() == [0, 1, 2, 3]
     assert call.task_ids.tolist() == [2] * 4
 
 
 def test_an_encoder_decoder_step_counts_its_decoder_tokens() -> None:
     assert read({"encoder_outputs": object(), "decoder_input_ids": torch.ones(2, 1, dtype=torch.long)}).num_rows == 2
-
-
-@pytest.mark.parametrize(
-    ("tokens_of_rows", "num_images", "expected"),
-    [
-        ((4, 4, 4), 3, True),
-        ((4, 4, 4), 6, False),  # two images a row
-        ((4, 4, 4), 1, False),
-        ((8, 0, 4), 3, False),  # as many images as rows, but not one each
-        ((4, 4, 0), 2, False),
-        ((0, 0, 0), 3, False),
-    ],
-)
-def test_images_and_rows_match_only_one_to_one(
-    tokens_of_rows: tuple[int, ...], num_images: int, expected: bool
-) -> None:
-    image = torch.arange(8) < torch.tensor(tokens_of_rows).unsqueeze(1)
-    assert images_match_rows(image, num_images) is expected
-    assert images_match_rows(None, num_images) is False
-
-
-def test_images_are_matched_with_the_rows_of_a_batch() -> None:
-    prompt = prompt_of(llava_batch())
-    assert read(prompt).images_match
-    assert not read(uneven_images(prompt)).images_match
-    assert not read({**prompt, "pixel_values": torch.zeros(4, 3, 16, 16)}).images_match
-    del prompt["pixel_values"]
-    assert read(prompt).images_match  # nothing that could go wrong
-
-
-def test_without_image_tokens_only_the_numbers_are_compared() -> None:
-    prompt = prompt_of(llava_batch())
-    assert read(prompt, image_token=None).images_match
-    assert not read({**prompt, "pixel_values": torch.zeros(4, 3, 16, 16)}, image_token=None).images_match
 
 
 def test_labels_on_the_prompt_are_refused() -> None:

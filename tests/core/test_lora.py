@@ -1,7 +1,7 @@
 """LoRA banks against the formula, adapter by adapter, in every compute form."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -327,11 +327,24 @@ def test_weights_that_do_not_fit_are_refused_with_the_path() -> None:
     five = Routing(torch.ones(ROWS, 1, 5, 6, dtype=torch.float64), 6, combines="parameters")
     with pytest.raises(ValueError, match=r"blocks\.0\.linear: 5 routing heads do not divide its widths \(12, 8\)"):
         build(EQUAL)[0](x, y, five)
-    for specs, value in ((RAGGED, "sequence_dense"), (EQUAL, "token_dense")):
-        experts = len(specs) - 1
-        found = routing_value(value, rows=ROWS, tokens=TOKENS, experts=experts, dtype=torch.float64)
+    for tokens in (1, TOKENS):
+        weights = torch.rand(ROWS, tokens, 1, len(RAGGED) - 1, dtype=torch.float64)
         with pytest.raises(ValueError, match=r"blocks\.0\.linear: blending parameters needs"):
-            build(specs)[0](x, y, Routing(found.weights, experts, combines="parameters"))
+            bank(x, y, Routing(weights, len(RAGGED) - 1, combines="parameters"))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_parameters_blended_by_token_are_those_of_a_row_of_each_token(heads: int) -> None:
+    bank, _ = build(EQUAL)
+    x = torch.randn(ROWS, TOKENS, WIDE, dtype=torch.float64)
+    y = torch.randn(ROWS, TOKENS, NARROW, dtype=torch.float64)
+    experts = len(EQUAL) - 1
+    routing = Routing(torch.randn(ROWS, TOKENS, heads, experts, dtype=torch.float64), experts, combines="parameters")
+    found = bank(x, y, routing)
+    for token in range(TOKENS):
+        here = slice(token, token + 1)
+        expected = bank(x[:, here], y[:, here], replace(routing, weights=routing.weights[:, here]))
+        torch.testing.assert_close(found[:, here], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("given", [{"rank": 0}, {"rank": -1}, {"dropout": 1.0}, {"dropout": -0.1}], ids=str)

@@ -1,22 +1,20 @@
-"""Anatomy and placement on tiny models of many classes, and law 9: rows find their images, or are refused."""
+"""Anatomy and placement on tiny models of many classes."""
 
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from moadapt import Placement, RouterSpec, anatomy, attach
+from moadapt import Placement, anatomy, attach
 from moadapt.adapters import LoRA
 from moadapt.sites import KINDS, Anatomy, Site
 from moadapt.towers import TOWERS
-from moadapt_routers import ByTask, Constant, Softmax, TopK
-from tests.conformance.canonical import EVERYWHERE, label, make, router_specs
+from moadapt_routers import ByTask
 from tests.core.zoo import ZOO, build
-from tests.models import IMAGE_TOKEN, llava_batch, prompt_of, rows_of, uneven_images
 
 TEXT_ONLY, VISION_ONLY = ["llama", "qwen3", "gpt2", "bert", "t5"], ["vit", "dinov2"]
 BLOCKS: dict[str, dict[str, int]] = {  # blocks of each tower, as the configs say
@@ -296,103 +294,6 @@ def test_every_site_can_carry_an_adapter_and_gives_the_base_back(name: str) -> N
     assert {path: id(module) for path, module in mixture.detach().named_modules()} == modules
 
 
-def batch_of(name: str) -> dict[str, Tensor]:
-    """Two rows for a base of the zoo, one image each; the rows have different tokens and pixels."""
-    patches = {"qwen2_5_vl": 1, "internvl": 1, "idefics3": 1, "smolvlm": 1}.get(name, 4)
-    text = torch.randint(5, 60, (2, 3))
-    ids = torch.cat([torch.full((2, patches), IMAGE_TOKEN), text], dim=1)
-    batch = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16)}
-    if name in ("idefics3", "smolvlm"):
-        batch["pixel_values"] = batch["pixel_values"].unsqueeze(1)
-    if name in ("paligemma", "gemma3"):
-        batch["token_type_ids"] = (ids == IMAGE_TOKEN).long()
-    if name == "qwen2_5_vl":
-        batch["pixel_values"] = torch.randn(8, 3 * 2 * 14 * 14)
-        batch["image_grid_thw"] = torch.tensor([[1, 2, 2]] * 2)
-        batch["mm_token_type_ids"] = (ids == IMAGE_TOKEN).long()
-    return batch
-
-
-SIMPLE = ["llava", "paligemma", "gemma3", "idefics3", "smolvlm", "internvl"]
-"""Bases whose towers keep one row an image."""
-
-
-@pytest.mark.parametrize("name", SIMPLE)
-def test_a_row_steers_its_own_image_and_no_other(name: str) -> None:
-    base, batch = build(name), batch_of(name)
-    two = {"a": LoRA(), "b": LoRA()}
-    mixture = attach(base, experts=two, router=ByTask(), placement=Placement(towers=("vision", "connector")))
-    for parameter in mixture.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.2)  # so that pixels matter
-    mixture.eval()
-    with torch.no_grad():
-        mixed = mixture(**batch, task=["a", "b"]).logits
-        alone = {task: mixture(**batch, task=task).logits for task in two}
-    torch.testing.assert_close(mixed[0], alone["a"][0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(mixed[1], alone["b"][1], rtol=1e-4, atol=1e-4)
-    for row, other in ((0, "b"), (1, "a")):
-        assert (mixed[row] - alone[other][row]).abs().max() > 1e-2
-
-
-def steered(router: RouterSpec) -> bool:
-    """Whether rows of a tower before the language tower may get different weights."""
-    return router.depends_on != "nothing" and (router.scope, router.per, router.depends_on) != (
-        "token", "model", "input"
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("router", [r for r in router_specs(scope="sequence") if steered(r)], ids=label)
-def test_images_that_match_no_rows_are_refused(router: RouterSpec) -> None:
-    mixture, prompt = make(router, EVERYWHERE), prompt_of(llava_batch())
-    two_images = rows_of(prompt, 0, 1)
-    two_images["input_ids"] = torch.cat([two_images["input_ids"][:, :4], two_images["input_ids"]], dim=1)
-    two_images["attention_mask"] = torch.ones_like(two_images["input_ids"])
-    two_images["pixel_values"] = torch.randn(4, 3, 16, 16)
-    for batch, tasks in ((uneven_images(prompt), ["ask", "tell", "find"]), (two_images, ["ask", "tell"])):
-        with pytest.raises(ValueError, match=r"images and rows do not match one to one|one image a row"):
-            mixture(**batch, task=tasks)
-        assert mixture.context.call is None
-
-
-@pytest.mark.parametrize("router", [Constant(), None], ids=str)
-def test_images_that_match_no_rows_are_fine_where_no_row_is_steered(router: RouterSpec | None) -> None:
-    assert make(router, EVERYWHERE)(**uneven_images(prompt_of(llava_batch()))).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("router", [ByTask(), Softmax(), TopK(per="model")], ids=str)
-def test_images_that_match_no_rows_are_fine_for_the_language_tower(router: RouterSpec) -> None:
-    batch = uneven_images(prompt_of(llava_batch()))
-    assert make(router, Placement())(**batch, task=["ask", "tell", "find"]).logits.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("router", "message"),
-    [
-        (ByTask(), "is routed by row, but images and rows do not match one to one"),
-        (Softmax(per="model"), "needs input_ids and one image a row"),
-        (Softmax(per="layer"), r"router at vision\.0 would read input of shape \(8, 32\), which has no axis of rows"),
-        (Softmax(per="tower"), r"router at vision would read input of shape \(8, 32\), which has no axis of rows"),
-        (TopK(scope="token", per="site"), r"would read input of shape \(8, 32\), which has no axis of rows"),
-    ],
-    ids=str,
-)
-def test_patches_that_are_packed_without_rows_are_refused(router: RouterSpec, message: str) -> None:
-    experts = {"a": LoRA(), "b": LoRA()}
-    mixture = attach(build("qwen2_5_vl"), experts=experts, router=router, placement=Placement(towers=("vision",)))
-    with pytest.raises(ValueError, match=message):
-        mixture(**batch_of("qwen2_5_vl"), task=["a", "b"])
-    assert mixture.context.call is None
-
-
-def test_packed_patches_are_fine_with_constant_weights_or_in_the_language_tower() -> None:
-    experts, batch = {"a": LoRA(), "b": LoRA()}, batch_of("qwen2_5_vl")
-    for router, tower in ((Constant(), "vision"), (Softmax(), "language"), (ByTask(), "language")):
-        placement = Placement(towers=(tower,))
-        mixture = attach(build("qwen2_5_vl"), experts=experts, router=router, placement=placement)
-        assert mixture(**batch, task=["a", "b"]).logits.isfinite().all()
-
-
 def test_a_linear_that_a_kernel_reads_past_is_no_site() -> None:
     base = build("llava_onevision")
     kernels = [path for path, module in base.named_modules() if isinstance(module, nn.MultiheadAttention)]
@@ -414,15 +315,3 @@ def test_linears_that_are_stored_the_other_way_round_are_sites() -> None:
         expected = mixture(input_ids=ids, task="b").logits
         merged, _ = mixture.merge("task", task="b")
         torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("per", ["model", "tower", "layer", "site"])
-def test_images_that_are_packed_into_one_row_are_not_pooled_over_rows(per: Any) -> None:
-    batch = batch_of("llava_pixtral") | {"image_sizes": torch.tensor([[16, 16]] * 2)}
-    placement = Placement(towers=("vision",))
-    two = {"a": LoRA(), "b": LoRA()}
-    mixture = attach(build("llava_pixtral"), experts=two, router=Softmax(per=per), placement=placement)
-    with pytest.raises(ValueError, match=r"would read input of shape \(1, 8, 24\), whose first axis is not the 2 rows"):
-        mixture(**batch)
-    assert mixture.context.call is None
-    assert mixture(**rows_of(batch, 0)).logits.isfinite().all()

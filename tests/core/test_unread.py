@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from moadapt import anatomy
 from moadapt.sites import Anatomy
-from tests.core.test_sites import batch_of
-from tests.core.zoo import build
+from tests.core.zoo import batch_of, build
 
 
 def untouched(base: PreTrainedModel, parts: Anatomy, tower: str) -> set[str]:

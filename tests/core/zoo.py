@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
+
+from tests.models import IMAGE_TOKEN
 
 TEXT: dict[str, Any] = {
     "vocab_size": 67,
@@ -233,3 +236,20 @@ ZOO: dict[str, tuple[str, Callable[[], Any]]] = {
     "blip2": ("Blip2ForConditionalGeneration", _blip2),
     "florence2": ("Florence2ForConditionalGeneration", _florence2),
 }
+
+
+def batch_of(name: str) -> dict[str, Tensor]:
+    """Two rows for a base of the zoo, one image each; the rows have different tokens and pixels."""
+    patches = {"qwen2_5_vl": 1, "internvl": 1, "idefics3": 1, "smolvlm": 1}.get(name, 4)
+    text = torch.randint(5, 60, (2, 3))
+    ids = torch.cat([torch.full((2, patches), IMAGE_TOKEN), text], dim=1)
+    batch = {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16)}
+    if name in ("idefics3", "smolvlm"):
+        batch["pixel_values"] = batch["pixel_values"].unsqueeze(1)
+    if name in ("paligemma", "gemma3"):
+        batch["token_type_ids"] = (ids == IMAGE_TOKEN).long()
+    if name == "qwen2_5_vl":
+        batch["pixel_values"] = torch.randn(8, 3 * 2 * 14 * 14)
+        batch["image_grid_thw"] = torch.tensor([[1, 2, 2]] * 2)
+        batch["mm_token_type_ids"] = (ids == IMAGE_TOKEN).long()
+    return batch

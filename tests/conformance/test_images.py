@@ -1,0 +1,107 @@
+"""Law 9: rows find their images, whatever the number of images and the layout of the vision tower."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moadapt import Mixture, Placement, RouterSpec, attach
+from moadapt.adapters import LoRA
+from moadapt_routers import ByTask, Constant, Poly, PromptMLP, Softmax, TopK
+from tests.core.pictured import PADDED, PICTURED, Row, batch_of, pictured, rows_with, seen_by
+from tests.models import IMAGE_TOKEN, randomize
+
+COUNTS = (0, 1, 2, 3)
+TASKS = ("none", "one", "two", "three")
+SEEING = Placement(towers=("vision", "connector"))
+
+
+def mixture_of(name: str, router: Any) -> tuple[Mixture, list[Row]]:
+    """Attach an expert a task before the language tower, and make a row a task."""
+    base = pictured(name)
+    rows = rows_with(base, name, COUNTS)
+    mixture = attach(base, experts={task: LoRA(rank=2) for task in TASKS}, router=router, placement=SEEING)
+    randomize(mixture)
+    return mixture.eval(), rows
+
+
+def last(mixture: Mixture, **inputs: Any) -> Tensor:
+    """Logits of the last token."""
+    with torch.no_grad():
+        found: Tensor = mixture(**inputs).logits[:, -1]
+    return found
+
+
+ROUTERS = {
+    "by_task": ByTask(),
+    "layer": Softmax(per="layer"),
+    "tower": TopK(per="tower"),
+    "site": Softmax(per="site"),
+    "model": Softmax(per="model"),
+    "prompt": PromptMLP(),
+    "token": Softmax(scope="token"),
+    "poly": Poly(),
+}
+
+
+def reach(mixture: Mixture, batch: dict[str, Tensor]) -> Tensor:
+    """Return which entries of the vision tower's axis each task's expert changes, (tasks, entries)."""
+
+    def seen() -> Tensor:
+        return seen_by(mixture.base, lambda: mixture(**batch, task=list(TASKS)))
+
+    before, found = seen(), []
+    for task in TASKS:
+        own = {bank: bank.state(task) for _, bank in mixture.banks()}
+        for bank, state in own.items():
+            bank.load_state(task, {name: tensor + 1.0 for name, tensor in state.items()})
+        found.append((seen() - before).flatten(1).any(dim=1))
+        for bank, state in own.items():
+            bank.load_state(task, state)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_an_expert_changes_the_patches_of_its_own_rows_and_no_others(name: str) -> None:
+    mixture, rows = mixture_of(name, ByTask())
+    found = reach(mixture, batch_of(name, rows))
+    owners = [row for row, own in enumerate(rows) for entries in own.entries for _ in range(entries)]
+    if name == "mllama":  # whose rows all run as many images, some of them padding
+        owners = list(range(len(rows)))
+    assert torch.equal(found, torch.arange(len(rows)).unsqueeze(1) == torch.tensor(owners))
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURED if name != "mllama"])
+def test_images_whose_rows_cannot_be_told_are_refused(name: str) -> None:
+    for router in (ByTask(), Softmax(per="layer"), Softmax(per="model")):
+        mixture, rows = mixture_of(name, router)
+        batch = batch_of(name, rows)
+        if name in PADDED:  # whose layout tells
+            batch["pixel_values"] = batch["pixel_values"][:-1]
+        else:
+            batch["input_ids"][1, batch["input_ids"][1] == IMAGE_TOKEN] = 9
+        with pytest.raises(ValueError, match=r"cannot be told.*run rows one by one"):
+            mixture(**batch, task=list(TASKS))
+        assert mixture.context.call is None
+
+
+@pytest.mark.parametrize("router", [Constant(), None], ids=["constant", "none"])
+@pytest.mark.parametrize("name", PICTURED)
+def test_any_images_are_fine_where_no_row_is_steered(name: str, router: RouterSpec | None) -> None:
+    base = pictured(name)
+    rows = rows_with(base, name, COUNTS)
+    mixture = attach(base, shared=LoRA(), experts={"a": LoRA(), "b": LoRA()} if router else None, router=router)
+    batch = batch_of(name, rows)
+    batch["input_ids"] = batch["input_ids"].flip(0)  # which the base itself would refuse by number alone
+    assert last(mixture, **batch).isfinite().all()
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("name", PICTURED)
+def test_a_batch_gives_each_row_what_it_gets_alone(name: str, router: str) -> None:
+    mixture, rows = mixture_of(name, ROUTERS[router])
+    mixed = last(mixture, **batch_of(name, rows), task=list(TASKS))
+    for index, row in enumerate(rows):
+        alone = last(mixture, **batch_of(name, [row]), task=TASKS[index])
+        torch.testing.assert_close(mixed[index], alone[0], rtol=1e-3, atol=1e-3)
