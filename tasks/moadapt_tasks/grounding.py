@@ -15,18 +15,16 @@ from typing import ClassVar
 
 from torchmetrics import Metric
 
-from moadapt.picture import Picture
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.boxes import Box, BoxCodec, CannotWrite, IntegerBoxes
+from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
+from moadapt_tasks.marked_splits import entries_of
 from moadapt_tasks.metrics import BoxSetAccuracy, GroundingAccuracy
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, picture_path, split_word
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
 from moadapt_tasks.pictures import Pictures
+from moadapt_tasks.pixel_boxes import box_from_size, box_text, check_size
 from moadapt_tasks.reading import Table, index, read_json, read_table
 from moadapt_tasks.records import Record, collect
-
-_ROUNDING = 0.5
-"""How far a box may reach out of its picture, in pixels; it is cut back."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ class Grounding(Task):
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
         word = split_word(self.splits, split)
-        refs, strays = _refs_of(Path(self.refs.format(split=word)), word)
+        file = Path(self.refs.format(split=word))
+        refs, strays = entries_of(read_table(file, read_json(file), "ref_id"), [word])
         files, bad = _open(refs, Path(self.instances.format(split=word)))
         examples, worse = collect(files.sentences.rows.values(), partial(self._example, word, files), self.limit)
         return examples, strays + bad + worse
@@ -106,15 +105,15 @@ class Grounding(Task):
         assert ref is not None
         annotations = self._annotations(files, ref)
         image = _image(files, ref, annotations)
-        path = picture_path(
-            self.images, ref, split=word, image_id=image.identifier("id"), file_name=image.text("file_name")
-        )
-        size = _same_size(image, files.pictures.size(path, image), path)
-        boxes = [pixel_box(annotation, size) for annotation in annotations]
+        values = {"image_id": image.identifier("id"), "file_name": image.text("file_name")}
+        picture = files.pictures.find(self.images, image, split=word, **values)
+        check_size(image, picture.size, picture.file)
+        boxes = [box_from_size(annotation, "bbox", picture.size) for annotation in annotations]
+        held = list(zip(annotations, boxes, strict=True))
         return Example(
-            pictures=(Picture(path, size),),
+            pictures=(picture,),
             prompt=self.prompt.format(expression=expression),
-            answers=(self._answer(sentence, expression, annotations, boxes, size),),
+            answers=(box_text(self.codec, held, picture.size, expression, sentence),),
             reference=boxes if self.any_number else boxes[0],
             entry=f"{sentence.file}: {sentence.entry}",
         )
@@ -131,57 +130,6 @@ class Grounding(Task):
         if len(found) != 1 and not self.any_number:
             raise ref.wrong(f"it refers to {len(found)} boxes; set any_number: true where that is meant")
         return found
-
-    def _answer(
-        self, sentence: Record, expression: str, annotations: list[Record], boxes: list[Box], size: tuple[int, int]
-    ) -> str:
-        """Return the text of boxes; a box that cannot be written is its annotation's defect."""
-        try:
-            return self.codec.write(boxes, size, expression)
-        except CannotWrite as error:
-            for annotation, box in zip(annotations, boxes, strict=True):
-                self._check_alone(annotation, box, size)
-            raise sentence.wrong(f"its answer cannot be written: {error}") from error
-
-    def _check_alone(self, annotation: Record, box: Box, size: tuple[int, int]) -> None:
-        try:
-            self.codec.write([box], size, "")
-        except CannotWrite as error:
-            raise annotation.wrong(f"its bbox cannot be written: {error}") from error
-
-
-def pixel_box(annotation: Record, size: tuple[int, int]) -> Box:
-    """Return an annotation's box as left, top, right, bottom, cut to its picture.
-
-    Args:
-        annotation: An entry with a COCO `bbox`.
-        size: Width and height of its picture, in pixels.
-
-    Raises:
-        Defect: The box has no area, or reaches out of the picture by more than rounding.
-    """
-    left, top, width, height = annotation.numbers("bbox", 4)
-    if width <= 0 or height <= 0:
-        raise annotation.wrong(f"its bbox is {width:g} wide and {height:g} high; give left, top, width, height above 0")
-    right, bottom = left + width, top + height
-    outside = max(-left, -top, right - size[0], bottom - size[1])
-    if outside > _ROUNDING:
-        raise annotation.wrong(
-            f"its bbox spans {left:g} to {right:g} and {top:g} to {bottom:g}, outside its picture of {size[0]} by "
-            f"{size[1]} pixels; give left, top, width, height within it"
-        )
-    return max(left, 0.0), max(top, 0.0), min(right, float(size[0])), min(bottom, float(size[1]))
-
-
-def _refs_of(file: Path, word: str) -> tuple[list[Record], list[BadExample]]:
-    """Return the refs of a split, which may not be empty."""
-    table = read_table(file, read_json(file), "ref_id")
-    marked, bad = collect(table.rows.values(), lambda ref: (ref.text("split"), ref))
-    refs = [ref for name, ref in marked if name == word]
-    if not refs:
-        others = ", ".join(sorted({name for name, _ in marked})) or "none"
-        raise ValueError(f"{file}: no ref is of split {word!r}; there are {others}. Set `splits` to the file's words")
-    return refs, table.bad + bad
 
 
 def _open(refs: list[Record], instances: Path) -> tuple[_Files, list[BadExample]]:
@@ -202,12 +150,3 @@ def _image(files: _Files, ref: Record, annotations: list[Record]) -> Record:
                 f"its image_id is not {image.identifier('id')!r}, that of its annotation in {annotation.file}"
             )
     return files.images.find("image_id", ref)
-
-
-def _same_size(image: Record, size: tuple[int, int], path: Path) -> tuple[int, int]:
-    """Require that the boxes were drawn on a picture of this size."""
-    for key, found in (("width", size[0]), ("height", size[1])):
-        said = image.values.get(key, found)
-        if said != found:
-            raise image.wrong(f"its {key} is {said!r}, but {path} has {found}; use the one that the boxes belong to")
-    return size

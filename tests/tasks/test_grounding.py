@@ -108,7 +108,7 @@ def test_parse_returns_pixels_of_the_rows_picture_or_none(folder: Folder, task: 
         ([4, 20, 10, 11], "its bbox spans 4 to 14 and 20 to 31"),
         ([4, 3, 10], "its bbox is [4, 3, 10]; give a list of 4 finite numbers"),
         ("4 3 10 12", "its bbox is '4 3 10 12'"),
-        ([4, 3, 0.001, 11], "its bbox cannot be written: a box is too small: '[100, 100, 100, 466]' has one without"),
+        ([4, 3, 0.001, 11], "its box cannot be written: a box is too small: '[100, 100, 100, 466]' has one without"),
     ],
 )
 def test_read_reports_a_bad_box_once(folder: Folder, task: Grounding, box: Any, reason: str) -> None:
@@ -213,7 +213,9 @@ def test_read_reports_an_annotation_of_an_unknown_image(folder: Folder, task: Gr
 
 def test_read_refuses_a_split_word_that_no_ref_has(folder: Folder, task: Grounding) -> None:
     write(folder, *documents())
-    with pytest.raises(ValueError, match=r"refs.json: no ref is of split 'testA'; there are train, val. Set `splits`"):
+    with pytest.raises(
+        ValueError, match=r"refs.json: no entry is of split 'testA'; there are train, val. Set `splits`"
+    ):
         task.read("test")
 
 
@@ -327,7 +329,7 @@ def test_a_box_that_the_base_does_not_see_is_its_annotations_defect(folder: Fold
     assert [example.prompt for example in examples] == ["where is the black one?", "where is it?"]
     assert [one.entry for one in bad] == ["annotations id 101"]
     assert bad[0].reason.startswith(
-        "its bbox cannot be written: of the box 0 to 5 across and 3 to 13 down nothing is seen"
+        "its box cannot be written: of the box 0 to 5 across and 3 to 13 down nothing is seen"
     )
 
 
