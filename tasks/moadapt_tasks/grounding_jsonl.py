@@ -1,0 +1,93 @@
+"""Grounding in the JSON lines that Qwen-VL's and InternVL's evaluations share (RefCOCO, RefCOCO+, RefCOCOg).
+
+An expression a line, `{image, sent, bbox: [left, top, right, bottom], width, height}`, boxes in pixels; one file a
+split. Shikra's files have the same form with `img_path` and `expression`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from torchmetrics import Metric
+
+from moadapt.registry import TASKS
+from moadapt.task import BadExample, Example, Task
+from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
+from moadapt_tasks.json_rows import read_rows
+from moadapt_tasks.metrics import GroundingAccuracy
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt_tasks.pictures import Pictures
+from moadapt_tasks.pixel_boxes import box_from_corners, box_text, check_size
+from moadapt_tasks.records import Record, collect
+
+
+@TASKS.register("grounding_jsonl")
+@dataclass(frozen=True, kw_only=True)
+class GroundingJSONLines(Task):
+    """Finds what an expression refers to; one row a line.
+
+    Args:
+        refs: Pattern of the files, with `{split}`, such as `refcoco/refcoco_{split}.jsonl`.
+        images: Pattern of the pictures, with `{image}`, the path as the file has it, or `{file_name}`, its last part,
+            and maybe `{split}`, such as `coco/train2014/{file_name}`.
+        image_field: The field of the picture's path.
+        expression_field: The field of the expression.
+        splits: The word that stands for each of our splits in the patterns, such as `test: testA`.
+        codec: How boxes are written; boxes are cut to what its view shows, while predictions are compared with all of
+            the true box.
+        prompt: What to ask, with `{expression}`.
+        max_new_tokens: Longest answer to generate, in tokens.
+        limit: Only the first so many usable rows of a split; later ones are not looked at.
+
+    Raises:
+        ValueError: A setting is out of range or a pattern mentions something else.
+    """
+
+    refs: str
+    images: str
+    image_field: str = "image"
+    expression_field: str = "sent"
+    splits: Mapping[str, str] = field(default_factory=own_words)
+    codec: BoxCodec = field(default_factory=IntegerBoxes)
+    prompt: str = "where is {expression}?"
+    max_new_tokens: int = 32
+    limit: int | None = None
+    primary: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_splits(self.splits)
+        check_numbers(self.max_new_tokens, self.limit)
+        check_template("refs", self.refs, ["split"])
+        check_template("images", self.images, ["split", "image", "file_name"], ["image", "file_name"])
+        check_template("prompt", self.prompt, ["expression"], ["expression"])
+
+    def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
+        """Read one split; see `Task.read`."""
+        word = split_word(self.splits, split)
+        rows, unreadable = read_rows(Path(self.refs.format(split=word)))
+        examples, bad = collect(rows, partial(self._example, word, Pictures()), self.limit)
+        return examples, unreadable + bad
+
+    def parse(self, text: str, example: Example) -> Box | None:
+        """Return the first box of the text in pixels, or None."""
+        return next(iter(self.codec.read(text, example.pictures[0].size) or ()), None)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the share of boxes with an IoU of at least 0.5, and the mean IoU."""
+        return {"box": GroundingAccuracy()}
+
+    def _example(self, word: str, pictures: Pictures, row: Record) -> Example:
+        expression, image = row.text(self.expression_field), row.text(self.image_field)
+        picture = pictures.find(self.images, row, split=word, image=image, file_name=Path(image).name)
+        check_size(row, picture.size, picture.file)
+        box = box_from_corners(row, "bbox", picture.size)
+        return Example(
+            pictures=(picture,),
+            prompt=self.prompt.format(expression=expression),
+            answers=(box_text(self.codec, [(row, box)], picture.size, expression, row),),
+            reference=box,
+            entry=f"{row.file}: {row.entry}",
+        )
