@@ -20,18 +20,13 @@ Settings = dict[nn.Module, dict[str, Any]]
 def enable_checkpointing(base: PreTrainedModel, contexts: Contexts) -> Settings:
     """Let blocks be recomputed in the backward pass, and return the settings that they had.
 
+    A block is recomputed only in training mode, in which it would apply dropout of its own; its rates are set to 0.
+
     Args:
         base: The base.
         contexts: Gives the contexts of a block's first run and of its second.
-
-    Raises:
-        ValueError: A block applies dropout of its own, which could not be kept off.
     """
-    for path, block in base.named_modules():
-        rate = getattr(block, "dropout", 0.0)
-        if isinstance(block, GradientCheckpointingLayer) and isinstance(rate, float) and rate > 0:
-            raise ValueError(f"{path} applies dropout {rate} itself; set its dropout to 0 to checkpoint it")
-    own = {m: {n: vars(m)[n] for n in _SETTINGS if n in vars(m)} for m in base.modules()}
+    own = {module: _settings(module) for module in base.modules()}
     # older transformers know it under the second name
     enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
     hooks = {name: vars(base)[name] for name in _INPUT_HOOKS if name in vars(base)}
@@ -39,6 +34,8 @@ def enable_checkpointing(base: PreTrainedModel, contexts: Contexts) -> Settings:
     if hasattr(base, _INPUT_HOOKS[0]):  # transformers lets inputs require gradients, which reentrant ones alone need
         base.disable_input_require_grads()
     vars(base).update(hooks)
+    for module in base.modules():
+        vars(module).update(dict.fromkeys(_rates(module), 0.0))
     return own
 
 
@@ -49,6 +46,19 @@ def swap_checkpointing(kept: Settings) -> None:
         kept: By module; holds the exchanged ones afterwards.
     """
     for module, other in kept.items():
-        mine = {name: vars(module).pop(name) for name in _SETTINGS if name in vars(module)}
+        mine = _settings(module)
+        for name in mine:
+            del vars(module)[name]
         vars(module).update(other)
         kept[module] = mine
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: vars(module)[name] for name in (*_SETTINGS, *_rates(module)) if name in vars(module)}
+
+
+def _rates(module: nn.Module) -> list[str]:
+    """Names under which a block keeps rates of dropout that it applies itself."""
+    if not isinstance(module, GradientCheckpointingLayer):
+        return []
+    return [name for name, value in vars(module).items() if name.endswith("dropout") and isinstance(value, float)]

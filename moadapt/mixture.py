@@ -139,6 +139,8 @@ class Mixture(nn.Module):
                 detached.
         """
         self._refuse_detached()
+        if self.checkpoints and self.training and hasattr(self.base.config.get_text_config(), "use_cache"):
+            inputs = {"use_cache": False, **inputs}
         given = self._insert(inputs, Request(self.task_ids(task), prompt_mask))
         with self.context.requesting(given.request):
             return given.cut(self.base(**given.inputs))
@@ -327,8 +329,7 @@ class Mixture(nn.Module):
     def gradient_checkpointing_enable(self) -> None:
         """Recompute blocks in the backward pass; routings are restored there, not decided again.
 
-        Raises:
-            ValueError: A block applies dropout of its own, which could not be kept off.
+        Training then keeps no cache unless asked to, as a block run twice would fill it twice.
         """
         own = enable_checkpointing(self.base, self.context.checkpoint_contexts)
         self._checkpointing = self._checkpointing or own

@@ -135,12 +135,15 @@ def test_checkpointing_costs_no_gradient_of_the_inputs() -> None:
     assert seen == [False]
 
 
-def test_a_block_with_dropout_of_its_own_is_not_checkpointed() -> None:
+def test_a_block_with_dropout_of_its_own_keeps_it_off_and_gets_it_back() -> None:
     mixture = make(None, LANGUAGE)
-    mixture.base.model.language_model.layers[1].dropout = 0.1
-    with pytest.raises(ValueError, match=r"model\.language_model\.layers\.1 applies dropout 0\.1 itself"):
-        mixture.gradient_checkpointing_enable()
-    assert not mixture.base.is_activation_checkpointing
+    block = mixture.base.model.language_model.layers[1]
+    block.activation_dropout = 0.1
+    mixture.gradient_checkpointing_enable()
+    mixture.train()
+    assert (block.training, block.activation_dropout) == (True, 0.0)
+    mixture.detach()
+    assert (block.training, block.activation_dropout) == (False, 0.1)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

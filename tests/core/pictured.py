@@ -18,7 +18,7 @@ TEXT = 4
 """Tokens of text a row."""
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 GRIDS, PADDED = ("qwen2_5_vl", "qwen3_vl"), ("idefics3", "smolvlm")
-TILES, PACKED = ("llava_onevision",), ("llava_pixtral",)
+TILES, PACKED = ("llava_next", "llava_onevision"), ("llava_pixtral",)
 PICTURED = ("llava", "paligemma", "gemma3", "internvl", *GRIDS, *PADDED, *TILES, *PACKED, "mllama")
 """Bases whose rows may have several images, or none."""
 Image = dict[str, Tensor]
