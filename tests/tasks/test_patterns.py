@@ -1,14 +1,15 @@
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from moadapt.registry import TASKS
 from moadapt.task import Defect
-from moadapt_tasks.captioning import Captioning
-from moadapt_tasks.grounding import Grounding
 from moadapt_tasks.patterns import check_splits, check_template, picture_path
 from moadapt_tasks.records import Record
-from moadapt_tasks.vqa import VQA
 
 ENTRY = Record(Path("some.json"), "id 1", {})
 
@@ -39,14 +40,34 @@ def test_picture_path_reports_a_text_that_cannot_be_padded() -> None:
         picture_path("{image_id:012d}.jpg", ENTRY, split="train", image_id="x1")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("limit", 0), ("max_new_tokens", 0), ("splits", {}), ("images", "{split}.png")]
-)
-def test_every_task_refuses(name: str, value: object) -> None:
-    setting = {name: value}
+FIELDS = ("image_id", "image", "file_name", "filename", "name", "vid_name")
+"""What the patterns of pictures and frames may mention, each in some task."""
+
+
+def smallest(task: type[Any]) -> dict[str, Any]:
+    """Settings that a task needs, each with a value that it accepts."""
+    needed = [field.name for field in fields(task) if field.default is MISSING and field.default_factory is MISSING]
+    settings = dict.fromkeys(needed, "some.json")
+    pattern = next((name for name in ("images", "frames") if name in settings), None)
+    for name in FIELDS if pattern else ():
+        settings[pattern] = f"{{{name}}}"
+        with suppress(ValueError):
+            task(**settings)
+            return settings
+    return settings
+
+
+@pytest.mark.parametrize(("name", "value"), [("limit", 0), ("max_new_tokens", 0), ("splits", {})])
+@pytest.mark.parametrize("short", TASKS.names())
+def test_every_task_refuses(short: str, name: str, value: object) -> None:
+    task = TASKS.get(short)
     with pytest.raises(ValueError, match=f"`{name}`"):
-        VQA(**{"questions": "q", "annotations": "a", "images": "{image_id}"} | setting)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        Captioning(**{"captions": "c", "images": "{file_name}"} | setting)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        Grounding(**{"refs": "r", "instances": "i", "images": "{file_name}"} | setting)  # type: ignore[arg-type]
+        task(**smallest(task) | {name: value})
+
+
+@pytest.mark.parametrize("short", TASKS.names())
+def test_every_task_that_finds_pictures_refuses_one_pattern_for_all(short: str) -> None:
+    task = TASKS.get(short)
+    for name in {"images", "frames"} & set(smallest(task)):
+        with pytest.raises(ValueError, match=f"`{name}` is 'one.png'; give a template of"):
+            task(**smallest(task) | {name: "one.png"})
