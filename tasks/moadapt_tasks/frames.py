@@ -23,7 +23,7 @@ class FrameFolders:
     """Knows the frames of the folders that were asked for, each listed once."""
 
     def __init__(self) -> None:
-        self._seen: dict[Path, list[Path]] = {}
+        self._seen: dict[Path, list[Path] | str] = {}
 
     def frames(self, folder: Path, record: Record) -> list[Path]:
         """Return a folder's pictures in the order of the numbers in their names; other files are left alone.
@@ -36,12 +36,13 @@ class FrameFolders:
             Defect: It does not exist, or holds no pictures.
         """
         if folder not in self._seen:
-            files = folder.iterdir() if folder.is_dir() else ()
-            self._seen[folder] = sorted((file for file in files if file.suffix.lower() in _SUFFIXES), key=_place)
-        if not self._seen[folder]:
-            what = "holds no pictures" if folder.is_dir() else "is no folder"
-            raise record.wrong(f"its video {folder} {what}; extract its frames or correct the pattern `frames`")
-        return self._seen[folder]
+            self._seen[folder] = _listed(folder)
+        found = self._seen[folder]
+        if isinstance(found, str):
+            raise record.wrong(
+                f"its video {folder} {found}; extract its frames into a folder or correct the pattern `frames`"
+            )
+        return found
 
 
 def moment_of(record: Record, key: str = "ts") -> Moment:
@@ -96,6 +97,16 @@ def evenly(frames: Sequence[Frame], count: int) -> list[Frame]:
     if total <= count:
         return list(frames)
     return [frames[(2 * index + 1) * total // (2 * count)] for index in range(count)]
+
+
+def _listed(folder: Path) -> list[Path] | str:
+    try:
+        files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES]
+    except (FileNotFoundError, NotADirectoryError):
+        return "is no folder"
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        return f"cannot be listed ({error})"
+    return sorted(files, key=_place) or "holds no pictures"
 
 
 def _place(file: Path) -> list[tuple[int, str]]:

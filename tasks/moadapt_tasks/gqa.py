@@ -75,7 +75,7 @@ class GQA(Task):
 
     def parse(self, text: str, example: Example) -> str:
         """Return the text in lower case without outer space and full stop."""
-        return text.strip().rstrip(".").lower()
+        return text.lower().strip().rstrip(". ")
 
     def metrics(self) -> dict[str, Metric]:
         """Return the scores of the published evaluation."""

@@ -76,6 +76,8 @@ def read_json(file: Path) -> Any:
         raise ValueError(f"{file} is no JSON but binary; a pickle must be rewritten as JSON first") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is no JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise ValueError(f"{file} cannot be read: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deeply; give a JSON file in the form that the task reads") from error
 

@@ -91,5 +91,11 @@ def test_a_folder_is_listed_once(folder: Folder) -> None:
 def test_frames_refuse_what_is_no_folder_of_pictures(folder: Folder) -> None:
     folder.write("some.json", {})
     for place, what in (("gone", "is no folder"), ("some.json", "is no folder"), (".", "holds no pictures")):
-        with pytest.raises(Defect, match=f"{what}; extract its frames or correct the pattern `frames`"):
+        with pytest.raises(Defect, match=f"{what}; extract its frames into a folder or correct the"):
             FrameFolders().frames(folder.path / place, record())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_frames_refuse_names_that_no_folder_can_have(folder: Folder, name: str) -> None:
+    with pytest.raises(Defect, match=r"some.jsonl: line 1: its video .* cannot be listed"):
+        FrameFolders().frames(folder.path / name, record())

@@ -193,6 +193,12 @@ def test_read_reports_what_is_no_object_and_refuses_an_empty_folder(folder: Fold
         task.read("train")
 
 
+@pytest.mark.parametrize("text", ["Pipe", " pipe.\n", "pipe .", "PIPE..."])
+def test_parse_gives_lower_case_without_full_stop(folder: Folder, task: GQA, text: str) -> None:
+    write(folder, document())
+    assert task.parse(text, task.read("validation")[0][0]) == "pipe"
+
+
 def test_right_answers_score_one(folder: Folder, task: GQA) -> None:
     write(folder, document())
     examples, _ = task.read("validation")

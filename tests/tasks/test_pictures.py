@@ -75,3 +75,9 @@ def test_size_opens_a_picture_once(folder: Folder, monkeypatch: pytest.MonkeyPat
     pictures = Pictures()
     assert {pictures.size(path, ENTRY) for _ in range(5)} == {SIZE}
     assert opened == [str(path)]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_size_refuses_names_that_no_file_can_have(folder: Folder, name: str) -> None:
+    with pytest.raises(Defect, match="is broken"):
+        Pictures().size(folder.path / name, ENTRY)

@@ -35,6 +35,12 @@ def test_read_json_says_where_it_breaks(tmp_path: Path) -> None:
         read_json(file)
 
 
+def test_read_json_names_the_file_of_a_number_that_is_too_long(tmp_path: Path) -> None:
+    (tmp_path / "long.json").write_text("1" * 10_000)
+    with pytest.raises(ValueError, match=r"long\.json cannot be read: .*digits"):
+        read_json(tmp_path / "long.json")
+
+
 def test_read_json_tells_a_pickle_from_json(tmp_path: Path) -> None:
     file = tmp_path / "refs(unc).p"
     file.write_bytes(pickle.dumps([{"ref_id": 1}]))
