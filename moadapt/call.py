@@ -101,12 +101,24 @@ class Call:
         Returns:
             None where the rows cannot be told.
         """
+        if self.in_step(count):
+            return torch.arange(count, device=device)
         if self.num_rows == 1:
             return torch.zeros(count, dtype=torch.long, device=device)
-        if self.real is None and count == self.num_rows:  # a base that takes images alone
-            return torch.arange(count, device=device)
-        rows = None if self._images is None else self._images.of(count)
-        return None if rows is None else rows.to(device)
+        images = self._images
+        if images is None or images.rows is None:
+            return None
+        found: Tensor | None = self.once(f"rows of {count}", lambda: images.of(count))
+        return None if found is None else found.to(device)
+
+    def in_step(self, count: int) -> bool:
+        """Tell whether row b has entry b of an axis and no other, so that nothing need be looked up.
+
+        Args:
+            count: Length of the axis.
+        """
+        images = self._images
+        return count == self.num_rows and (self.real is None or (images is not None and images.one_each))
 
     @property
     def packed(self) -> bool:

@@ -373,6 +373,8 @@ def _of_images(call: Call, site: Site, routing: Routing, x: Tensor) -> Routing:
     """
     patches = call.packed and (x.ndim == 2 or (x.ndim == 3 and len(x) == 1))
     count = x.shape[1] if patches and x.ndim == 3 else len(x)
+    if not patches and call.in_step(count):
+        return routing
     rows = call.rows_of(count, x.device)
     if rows is None:
         raise ValueError(

@@ -11,6 +11,7 @@ Axes: B rows, N images.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,17 +25,22 @@ class ImageRows:
     """Which row each image of one run of the vision tower belongs to.
 
     Args:
-        rows: Row of each image, in the order in which the tower gets them, (N,); None where they cannot be told.
+        rows: Row of each image, in the order in which the tower gets them, N numbers; None where they cannot be told.
         lengths: How many entries of the tower's axis are each image's: tiles, frames or patches, N numbers.
         packed: Whether the entries are patches, all of them in one axis, and not images with patches of their own.
     """
 
-    rows: Tensor | None
-    lengths: Sequence[int]
+    rows: tuple[int, ...] | None
+    lengths: tuple[int, ...]
     packed: bool = False
 
+    @cached_property
+    def one_each(self) -> bool:
+        """Whether row b has image b and no other, and that is entry b."""
+        return not self.packed and self.rows == tuple(range(len(self.lengths))) and set(self.lengths) == {1}
+
     def of(self, count: int) -> Tensor | None:
-        """Return the row of each of so many entries, (count,); None where they cannot be told.
+        """Return the row of each of so many entries, (count,), on the CPU; None where they cannot be told.
 
         Where there are more or fewer than the tower has, each was cut into windows, or neighbours were merged, equally
         many in all images.
@@ -42,18 +48,18 @@ class ImageRows:
         Args:
             count: Length of the axis.
         """
-        total, images = sum(self.lengths), len(self.lengths)
-        if self.rows is None:
+        total = sum(self.lengths)
+        if self.rows is None or not count:
             return None
-        if count and count % total == 0:
+        if count % total == 0:
             lengths = [length * (count // total) for length in self.lengths]
-        elif count and total % count == 0 and not any(length % (total // count) for length in self.lengths):
+        elif total % count == 0 and not any(length % (total // count) for length in self.lengths):
             lengths = [length // (total // count) for length in self.lengths]
-        elif count == images:
-            lengths = [1] * images
+        elif count == len(self.lengths):
+            lengths = [1] * count
         else:
             return None
-        return self.rows.repeat_interleave(torch.tensor(lengths, device=self.rows.device), output_size=count)
+        return torch.tensor(self.rows).repeat_interleave(torch.tensor(lengths), output_size=count)
 
 
 def image_tokens_of(base: PreTrainedModel) -> tuple[int, ...]:
@@ -86,7 +92,7 @@ def find_image_rows(base: PreTrainedModel, inputs: Mapping[str, Any], num_rows: 
 
 
 def _images(
-    base: PreTrainedModel, inputs: Mapping[str, Any], pixels: Tensor, counts: Tensor | None, num_rows: int
+    base: PreTrainedModel, inputs: Mapping[str, Any], pixels: Tensor, counts: list[int] | None, num_rows: int
 ) -> ImageRows:
     sizes = inputs.get("image_sizes")
     if inputs.get("image_grid_thw") is not None:
@@ -97,15 +103,15 @@ def _images(
         return _of_sizes(base, torch.as_tensor(sizes), counts)
     if pixels.ndim > 4:
         return _padded(pixels, num_rows)
-    return _alike(len(pixels), 1, pixels.device, counts, num_rows)
+    return _alike(len(pixels), 1, counts, num_rows)
 
 
 def _videos(
-    base: PreTrainedModel, inputs: Mapping[str, Any], pixels: Tensor, counts: Tensor | None, num_rows: int
+    base: PreTrainedModel, inputs: Mapping[str, Any], pixels: Tensor, counts: list[int] | None, num_rows: int
 ) -> ImageRows:
     if inputs.get("video_grid_thw") is not None:
         return _of_grids(base, inputs["video_grid_thw"], counts)
-    return _alike(len(pixels), pixels.shape[1], pixels.device, counts, num_rows)
+    return _alike(len(pixels), pixels.shape[1], counts, num_rows)
 
 
 def _token_of(base: PreTrainedModel, kind: str) -> int | None:
@@ -113,56 +119,59 @@ def _token_of(base: PreTrainedModel, kind: str) -> int | None:
     return found
 
 
-def _counts(ids: Tensor | None, token: int | None) -> Tensor | None:
-    """Count the tokens of each row that stand for patches, (B,); None where they cannot be told."""
-    return None if ids is None or token is None else (ids == token).sum(dim=1)
+def _counts(ids: Tensor | None, token: int | None) -> list[int] | None:
+    """Count the tokens of each row that stand for patches; None where they cannot be told."""
+    if ids is None or token is None:
+        return None
+    counts: list[int] = (ids == token).sum(dim=1).tolist()
+    return counts
 
 
 def _padded(pixels: Tensor, num_rows: int) -> ImageRows:
     """Images (B, n, C, H, W), of which those of zeros alone are padding, or (B, n, tiles, C, H, W), which all run."""
     own = len(pixels) == num_rows
     if pixels.ndim > 5:
-        return ImageRows(torch.arange(num_rows, device=pixels.device) if own else None, [pixels.shape[1]] * num_rows)
-    rows = (pixels != 0).flatten(2).any(dim=2).nonzero()[:, 0]
-    return ImageRows(rows if own else None, [1] * len(rows))
+        return ImageRows(tuple(range(num_rows)) if own else None, (pixels.shape[1],) * num_rows)
+    rows = tuple((pixels != 0).flatten(2).any(dim=2).nonzero()[:, 0].tolist())
+    return ImageRows(rows if own else None, (1,) * len(rows))
 
 
-def _alike(images: int, length: int, device: torch.device, counts: Tensor | None, num_rows: int) -> ImageRows:
+def _alike(images: int, length: int, counts: list[int] | None, num_rows: int) -> ImageRows:
     """Images, tiles or videos of one size, which become equally many tokens."""
-    if counts is None or not int(counts.sum()):  # no token stands for them
-        rows = torch.arange(num_rows, device=device) if images == num_rows else None
+    if counts is None or not sum(counts):  # no token stands for them
+        rows = tuple(range(num_rows)) if images == num_rows else None
     else:
-        each, rest = divmod(int(counts.sum()), images)
+        each, rest = divmod(sum(counts), images)
         rows = None if rest else _in_order([each] * images, counts)
-    return ImageRows(rows, [length] * images)
+    return ImageRows(rows, (length,) * images)
 
 
-def _of_grids(base: PreTrainedModel, grids: Tensor, counts: Tensor | None) -> ImageRows:
+def _of_grids(base: PreTrainedModel, grids: Tensor, counts: list[int] | None) -> ImageRows:
     """Packed patches with a grid (time, height, width) an image, of which squares are merged."""
     patches = grids.prod(dim=1).tolist()
     merged = base.config.vision_config.spatial_merge_size**2
     rows = None if counts is None else _in_order([count // merged for count in patches], counts)
-    return ImageRows(rows, patches, packed=True)
+    return ImageRows(rows, tuple(patches), packed=True)
 
 
-def _of_sizes(base: PreTrainedModel, sizes: Tensor, counts: Tensor | None) -> ImageRows:
+def _of_sizes(base: PreTrainedModel, sizes: Tensor, counts: list[int] | None) -> ImageRows:
     """Packed patches of images of given heights and widths, of which squares may be merged."""
     config = base.config
     grids = sizes // config.vision_config.patch_size
     tokens = (grids // getattr(config, "spatial_merge_size", 1)).prod(dim=1).tolist()
     rows = None if counts is None else _in_order(tokens, counts)
-    return ImageRows(rows, grids.prod(dim=1).tolist(), packed=True)
+    return ImageRows(rows, tuple(grids.prod(dim=1).tolist()), packed=True)
 
 
-def _of_tiles(base: PreTrainedModel, sizes: Tensor, per_row: Any, counts: Tensor | None) -> ImageRows:
+def _of_tiles(base: PreTrainedModel, sizes: Tensor, per_row: Any, counts: list[int] | None) -> ImageRows:
     """Tiles, as many as an image's shape asks for, but one where its row has several images and the base says so."""
     config, model = base.config, getattr(base, "model", base)
     vision = config.vision_config
     alone = [True] * len(sizes) if per_row is None else [int(n) == 1 for n in per_row for _ in range(int(n))]
-    tiles = [
+    tiles = tuple(
         image_size_to_num_patches(size, config.image_grid_pinpoints, vision.image_size) if cut else 1
         for size, cut in zip(sizes.tolist(), alone, strict=True)
-    ]
+    )
     if counts is None:
         return ImageRows(None, tiles)
     patches = (vision.image_size // vision.patch_size) ** 2  # a base packs stand-ins as it packs features
@@ -181,16 +190,18 @@ def _pack(model: Any, features: list[Tensor], sizes: Tensor) -> list[int]:
     return counts
 
 
-def _in_order(tokens: Sequence[int], counts: Tensor) -> Tensor | None:
+def _in_order(tokens: Sequence[int], counts: Sequence[int]) -> tuple[int, ...] | None:
     """Give images to rows in order, by how many tokens each becomes; None where they do not fill the rows exactly.
 
     Args:
         tokens: Of each image, N numbers above 0.
-        counts: Image tokens of each row, (B,).
+        counts: Image tokens of each row, B numbers.
     """
-    lengths = torch.tensor(tokens, device=counts.device)
-    rows = torch.searchsorted(counts.cumsum(0), lengths.cumsum(0))
-    if not len(rows) or int(rows.max()) >= len(counts):
-        return None
-    filled = torch.zeros_like(counts).index_add(0, rows, lengths.to(counts.dtype))
-    return rows if torch.equal(filled, counts) else None
+    left, rows = iter(tokens), list[int]()
+    for row, missing in enumerate(counts):
+        while missing > 0:
+            missing -= next(left, missing + 1)
+            rows.append(row)
+        if missing:
+            return None
+    return tuple(rows) if next(left, None) is None else None

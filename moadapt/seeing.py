@@ -65,6 +65,8 @@ def _of_images(call: Call, place: Place, seen: RoutingContext, hidden: Tensor, *
     if hidden.ndim != 3:
         raise _shapeless(place, hidden)
     patches = call.packed and len(hidden) == 1
+    if not patches and call.in_step(len(hidden)):
+        return replace(seen, hidden=hidden)
     rows = call.rows_of(hidden.shape[1] if patches else len(hidden), hidden.device)
     if rows is None and by_sequence:
         raise ValueError(

@@ -11,13 +11,14 @@ from tests.conformance.canonical import (
     EVERYWHERE,
     LANGUAGE,
     TASKS,
+    exact,
     is_legal,
     label,
     make,
     router_specs,
     weights_by_place,
 )
-from tests.models import IMAGE_TOKEN, PATCHES, llava_batch, padded, rows_of
+from tests.models import IMAGE_TOKEN, PATCHES, llava_batch, padded, prompt_of, rows_of, uneven_images, unpadded
 
 ROWS, ANSWER, NEW = 3, 4, 4
 FIXED = {"min_new_tokens": NEW, "max_new_tokens": NEW, "pad_token_id": 0, "suppress_tokens": [IMAGE_TOKEN]}
@@ -96,11 +97,13 @@ def test_a_cache_changes_no_token_of_any_prompt(router: RouterSpec, layout: str)
     assert len({tuple(row) for row in cached.tolist()}) > 1
 
 
-@pytest.mark.parametrize("router", [r for r in router_specs(depends_on="input") if is_legal(r, EVERYWHERE)], ids=label)
-def test_two_images_in_a_row_are_refused_where_rows_must_find_them(router: RouterSpec) -> None:
-    mixture, batch = make(router, EVERYWHERE), laid_out("two images")
-    if router.scope == "token":  # a patch is routed by itself
-        assert mixture(**batch, task=tasks_of(batch)).logits.isfinite().all()
-        return
-    with pytest.raises(ValueError, match=r"image"):
-        mixture(**batch, task=tasks_of(batch))
+@pytest.mark.parametrize("router", [r for r in router_specs() if is_legal(r, EVERYWHERE)], ids=label)
+def test_rows_of_any_number_of_images_are_routed_as_each_alone(router: RouterSpec) -> None:
+    mixture, prompt = make(router, EVERYWHERE), uneven_images(prompt_of(llava_batch()))
+    mixture.double()
+    pixels = prompt.pop("pixel_values")
+    with torch.no_grad():
+        together = mixture(**exact({**prompt, "pixel_values": pixels}), task=TASKS).logits
+        for row, own in enumerate([{"pixel_values": pixels[:2]}, {}, {"pixel_values": pixels[2:]}]):
+            alone = mixture(**exact({**unpadded(prompt, row), **own}), task=TASKS[row]).logits
+            torch.testing.assert_close(together[row, -1], alone[0, -1], rtol=1e-4, atol=1e-4)  # weights are float32

@@ -43,8 +43,8 @@ def test_images_of_one_size(counts: tuple[int, ...]) -> None:
     pixels = torch.zeros(sum(counts), 3, 16, 16)
     inputs = {"input_ids": ids_of(split([4] * sum(counts), counts)), "pixel_values": pixels}
     (found,) = find_image_rows(base_of(), inputs, 3)
-    assert found.rows is not None
-    assert found.rows.tolist() == owners(counts)
+    assert found.rows == tuple(owners(counts))
+    assert found.one_each is (counts == (1, 1, 1))
     assert not found.packed
     windows = found.of(6 * sum(counts))
     assert windows is not None
@@ -139,11 +139,11 @@ def test_without_tokens_only_one_image_a_row_is_sure() -> None:
     for pixels, expected in ((3, [0, 1, 2]), (4, None)):
         inputs = {"inputs_embeds": torch.zeros(3, 5, 8), "pixel_values": torch.zeros(pixels, 3, 16, 16)}
         (found,) = find_image_rows(base_of(), inputs, 3)
-        assert (None if found.rows is None else found.rows.tolist()) == expected
+        assert (None if found.rows is None else list(found.rows)) == expected
 
 
 def test_entries_that_do_not_fit_have_no_rows() -> None:
-    images = ImageRows(torch.tensor([0, 1]), [4, 6], packed=True)
+    images = ImageRows((0, 1), (4, 6), packed=True)
     assert images.of(5).tolist() == [0, 0, 1, 1, 1]
     assert images.of(20).tolist() == [0] * 8 + [1] * 12
     assert [images.of(count) for count in (0, 3, 7, 9, 15)] == [None] * 5
