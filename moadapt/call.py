@@ -105,11 +105,7 @@ class Call:
             return torch.arange(count, device=device)
         if self.num_rows == 1:
             return torch.zeros(count, dtype=torch.long, device=device)
-        images = self._images
-        if images is None or images.rows is None:
-            return None
-        found: Tensor | None = self.once(f"rows of {count}", lambda: images.of(count))
-        return None if found is None else found.to(device)
+        return self.once(f"rows of {count}", lambda: self._find_rows(count, device))
 
     def in_step(self, count: int) -> bool:
         """Tell whether row b has entry b of an axis and no other, so that nothing need be looked up.
@@ -119,6 +115,10 @@ class Call:
         """
         images = self._images
         return count == self.num_rows and (self.real is None or (images is not None and images.one_each))
+
+    def _find_rows(self, count: int, device: torch.device) -> Tensor | None:
+        found = None if self._images is None else self._images.of(count)
+        return None if found is None else found.to(device)
 
     @property
     def packed(self) -> bool:
