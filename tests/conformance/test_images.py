@@ -1,5 +1,7 @@
 """Law 9: rows find their images, whatever the number of images and the layout of the vision tower."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,3 +107,52 @@ def test_a_batch_gives_each_row_what_it_gets_alone(name: str, router: str) -> No
     for index, row in enumerate(rows):
         alone = last(mixture, **batch_of(name, [row]), task=TASKS[index])
         torch.testing.assert_close(mixed[index], alone[0], rtol=1e-3, atol=1e-3)
+
+
+VIDEO_TOKEN = 4
+GRIDS_OF_VIDEOS = ([2, 2, 2], [2, 2, 4], None, [2, 4, 2])
+"""Time, height and width of each row's video, in patches."""
+
+
+def filmed(rows: list[Row], chosen: Sequence[int]) -> dict[str, Tensor]:
+    """Put some of the rows, each with its video behind the text, into a batch of Qwen2.5-VL."""
+    shown, grids, pixels = [], [], []
+    for row in chosen:
+        grid, tokens = GRIDS_OF_VIDEOS[row], rows[row].tokens
+        if grid is not None:
+            count = grid[0] * grid[1] * grid[2]
+            tokens = torch.cat([tokens, torch.full((count // 4,), VIDEO_TOKEN), tokens[-1:]])
+            grids.append(grid)
+            pixels.append(torch.randn(count, 3 * 2 * 14**2, generator=torch.Generator().manual_seed(row)))
+        shown.append(replace(rows[row], tokens=tokens))
+    batch = batch_of("qwen2_5_vl", shown)
+    batch["mm_token_type_ids"] = batch["mm_token_type_ids"] + 2 * (batch["input_ids"] == VIDEO_TOKEN)
+    films = {"video_grid_thw": torch.tensor(grids), "pixel_values_videos": torch.cat(pixels)} if grids else {}
+    return batch | films
+
+
+@pytest.mark.parametrize("router", ["by_task", "layer", "site", "token"])
+def test_videos_run_by_themselves_and_are_routed_as_their_rows(router: str) -> None:
+    mixture, rows = mixture_of("qwen2_5_vl", ROUTERS[router])
+    mixed = last(mixture, **filmed(rows, range(4)), task=list(TASKS))
+    for row, task in enumerate(TASKS):
+        alone = last(mixture, **filmed(rows, [row]), task=task)
+        torch.testing.assert_close(mixed[row], alone[0], rtol=1e-3, atol=1e-3)
+
+
+def test_recomputation_tells_images_from_videos() -> None:
+    mixture, rows = mixture_of("qwen2_5_vl", Softmax(per="site"))
+    gradients = []
+    for _ in range(2):
+        mixture.zero_grad()
+        mixture(**filmed(rows, range(4)), task=list(TASKS)).logits.square().sum().backward()
+        gradients.append([p.grad.clone() for _, p in mixture.named_adapter_parameters() if p.grad is not None])
+        mixture.gradient_checkpointing_enable()
+        mixture.train()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_router_over_the_model_refuses_images_beside_videos() -> None:
+    mixture, rows = mixture_of("qwen2_5_vl", Softmax(per="model"))
+    with pytest.raises(ValueError, match="this call holds images and videos"):
+        mixture(**filmed(rows, range(4)), task=list(TASKS))
