@@ -62,6 +62,8 @@ class Call:
         noise: What routers draw from that draw the same on all processes.
         memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
             first.
+        encoded: Which of the tokens that an encoder read are prompt, (B, T), and which of these stand for images, where
+            a decoder of its own follows.
         text_features: Pooled embeddings of the prompt's text, (B, D), where a router over the whole model needs them.
         routings: What routers have decided, by place.
         continues: Whether a cache that holds earlier tokens is continued.
@@ -82,6 +84,7 @@ class Call:
     progress: Tensor | None = None
     noise: torch.Generator | None = None
     memories: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    encoded: tuple[Tensor, Tensor | None] | None = None
     text_features: Tensor | None = None
     routings: dict[str, Routing] = field(default_factory=dict)
     continues: bool = False

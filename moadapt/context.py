@@ -5,6 +5,7 @@ blocks let the routers of their places decide; adapted modules ask for the routi
 recomputes a block after the call is closed, so each checkpoint remembers its call and restores it.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ class CallContext:
         embed: Gives the embeddings of input tokens.
         find_images: Tells which row each image of a call belongs to, from its inputs and its number of rows, for every
             run of the vision tower; None where no site before the language tower is routed.
+        encodes: Whether the base has an encoder that reads the prompt, and a decoder of its own.
         reads_prompt: Whether some adapter lets tokens read later tokens of the prompt.
         tells_images: Whether adapters or routers must tell image tokens from text.
     """
@@ -65,6 +67,7 @@ class CallContext:
         embed: Callable[[Tensor], Tensor],
         find_images: Callable[[Mapping[str, Any], int], tuple[ImageRows, ...]] | None,
         *,
+        encodes: bool = False,
         reads_prompt: bool = False,
         tells_images: bool = False,
     ) -> None:
@@ -79,7 +82,7 @@ class CallContext:
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_tokens, self._embed = spec, tasks, image_tokens, embed
-        self._find_images = find_images
+        self._find_images, self._encodes = find_images, encodes
         self._by_sequence = spec is not None and spec.scope == "sequence"
         self._reads_prompt, self._tells_images = reads_prompt, tells_images
         self._request: Request | None = None
@@ -138,9 +141,13 @@ class CallContext:
     def _open(self, inputs: Mapping[str, Any]) -> Call:
         if self._request is None:
             raise RuntimeError("the base was called without its mixture; call the mixture, or detach() first")
+        if self._encodes:  # labels are the decoder's
+            inputs = {name: given for name, given in inputs.items() if name != "labels"}
         held = self._held_for(inputs.get("past_key_values"))
         call = self.call = read_call(inputs, self._request, self._image_tokens, continues=held is not None)
         call.available, call.progress, call.noise = self.available, self.progress, self.noise
+        if self._encodes:
+            self._tell_encoded(call, inputs)
         self._check_prompt(call, self._request, inputs.get("labels"))
         self._check_images(call)
         if self._find_images is not None and held is None and call.real is not None:
@@ -157,6 +164,20 @@ class CallContext:
             self._override(call, self.override)
         self._decide_early(call, inputs.get("input_ids"))
         return call
+
+    def _tell_encoded(self, call: Call, inputs: Mapping[str, Any]) -> None:
+        """Tell what the encoder reads, or has read before a decoder's pass, whose own tokens are of answers."""
+        if inputs.get("encoder_outputs") is None:
+            call.encoded = None if call.prompt is None else (call.prompt, call.image)
+            return
+        call.prompt = call.real = call.image = None
+        mask, ahead = inputs.get("attention_mask"), self._prepared
+        if ahead is not None and ahead.encoded is not None:
+            prompt, image = ahead.encoded
+            rows = torch.arange(len(prompt)).repeat_interleave(call.num_rows // len(prompt))  # beams
+            call.encoded = prompt[rows], None if image is None else image[rows]
+        elif mask is not None and not self._image_tokens:
+            call.encoded = mask.bool(), None
 
     def close(self, output: Any) -> None:
         """End the call; routings by sequence are held with the cache that came out of it."""
@@ -200,12 +221,13 @@ class CallContext:
             self.call = call = replace(call, routings=kept, _found={})
         call.run += 1
 
-    def enter_block(self, block: str, hidden: Tensor) -> None:
+    def enter_block(self, block: str, hidden: Tensor, encoded: Tensor | None = None) -> None:
         """Let the routers decide that read what enters a block.
 
         Args:
             block: Module path.
             hidden: Its input, (B, T, D).
+            encoded: What a block of a decoder gets of the encoder, (B, T, D).
 
         Raises:
             ValueError: The block's input has another shape.
@@ -216,6 +238,9 @@ class CallContext:
         seen: dict[bool, RoutingContext] = {}
         for place, _ in self._routers.values():
             if place.hook == block or (place.fallback == block and place.name not in call.routings):
+                if place.reads_encoder:
+                    self._decide(call, place, self._see(call, place, encoded))
+                    continue
                 if place.summarises not in seen:
                     seen[place.summarises] = self._see(call, place, hidden, reached=place.hook == block)
                 self._decide(call, place, seen[place.summarises])
@@ -358,6 +383,14 @@ def block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     hidden = args[0] if args else kwargs["hidden_states"]
     assert isinstance(hidden, Tensor), "transformers' blocks take their hidden states first"
     return hidden
+
+
+def encoder_states(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return what a block of a decoder was given of the encoder, (B, T, D); None for other blocks."""
+    found: Tensor | None = (
+        inspect.signature(block.forward).bind_partial(*args, **kwargs).arguments.get("encoder_hidden_states")
+    )
+    return found
 
 
 def routers_of(modules: nn.ModuleList) -> list[Router]:

@@ -25,7 +25,7 @@ from moadapt.adapters.delta import NotMergeable
 from moadapt.adapters.family import FamilySpec
 from moadapt.call import Request
 from moadapt.checkpointing import enable_checkpointing, swap_checkpointing
-from moadapt.context import CallContext, block_input, routers_of
+from moadapt.context import CallContext, block_input, encoder_states, routers_of
 from moadapt.image_rows import ImageRows, find_image_rows, image_tokens_of
 from moadapt.inserting import count_inserted, insert, plain_token
 from moadapt.insertion import Inserted
@@ -73,6 +73,7 @@ class Mixture(nn.Module):
             image_tokens_of(base),
             self._embed,
             self._find_images if _reads_images(base, routed) else None,
+            encodes=base.config.is_encoder_decoder,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
             tells_images=any(set(adapter.spec.ranges) - {"answer"} for adapter in spec.adapters())
             or (router is not None and router.tells_images),
@@ -506,7 +507,8 @@ class Mixture(nn.Module):
         return find_image_rows(self.base, inputs, num_rows)
 
     def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.context.enter_block(block, block_input(args, kwargs))
+        encoded = encoder_states(module, args, kwargs) if self.base.config.is_encoder_decoder else None
+        self.context.enter_block(block, block_input(args, kwargs), encoded)
 
     def _insert(
         self, inputs: Mapping[str, Any], request: Request, generates: GenerationConfig | None = None

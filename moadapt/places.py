@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from moadapt.image_rows import image_tokens_of
@@ -37,6 +38,7 @@ class Place:
         dim: Width of what it reads; 0 where it reads nothing.
         before_language: Whether it must decide before the language tower runs, from embeddings.
         summarises: Whether it reads the prompt's averages instead of its tokens.
+        reads_encoder: Whether it sits in a decoder, where it reads what the encoder made of the prompt.
         sites: Paths of the sites it serves.
         fallback: Module path of the block at which it decides where `hook` was not reached, for calls without images.
     """
@@ -49,6 +51,7 @@ class Place:
     sites: tuple[str, ...]
     fallback: str | None = None
     summarises: bool = False
+    reads_encoder: bool = False
 
 
 def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], spec: RouterSpec) -> tuple[Place, ...]:
@@ -64,7 +67,7 @@ def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], 
         ValueError: A place would be reached before what it needs exists, or its routing cannot reach a site.
     """
     sites = list(sites)
-    _refuse_unreachable(base, sites, spec)
+    _refuse_unreachable(base, anatomy, sites, spec)
     _refuse_unreadable(sites, spec)
     if spec.alike:
         spec = replace(spec, per="model")
@@ -76,7 +79,7 @@ def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], 
     return tuple(places.values())
 
 
-def _refuse_unreachable(base: PreTrainedModel, sites: list[Site], spec: RouterSpec) -> None:
+def _refuse_unreachable(base: PreTrainedModel, anatomy: Anatomy, sites: list[Site], spec: RouterSpec) -> None:
     towers = {site.tower for site in sites}
     if spec.scope == "token" and spec.per == "model" and towers - {"language"} and "language" in towers:
         elsewhere = next(site for site in sites if site.tower != "language")
@@ -84,10 +87,19 @@ def _refuse_unreachable(base: PreTrainedModel, sites: list[Site], spec: RouterSp
             f"{spec} gives weights to the language tower's tokens, which {elsewhere.path} in the {elsewhere.tower} "
             'tower does not have; use per="tower", "layer" or "site", or scope="sequence"'
         )
-    if spec.depends_on == "input" and base.config.is_encoder_decoder and (spec.scope, spec.per) != ("token", "site"):
+    if spec.depends_on != "input" or not base.config.is_encoder_decoder:
+        return
+    if spec.scope == "token" and spec.per != "site":
         raise ValueError(
-            f"{spec} cannot serve {type(base).__name__}, whose encoder and decoder have tokens of their own; use a "
-            'router by task, constant weights, or scope="token" with per="site"'
+            f"{spec} cannot serve {type(base).__name__}, whose encoder and decoder have tokens of their own; use "
+            'per="site", or scope="sequence"'
+        )
+    answering = next((site for site in sites if _decodes(anatomy, site)), None)
+    if spec.scope == "sequence" and spec.per == "site" and answering is not None:
+        raise ValueError(
+            f"{spec} would read the input of {answering.path}, which is of answers, as the prompt of "
+            f'{type(base).__name__} goes to its encoder; use per="layer", "tower" or "model", or leave experts '
+            "out there"
         )
 
 
@@ -138,7 +150,15 @@ def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[S
         width = site.out_features if spec.reads == "outputs" else site.in_features
         return Place(name, tower.name, None, width, False, ())
     block = tower.blocks[0 if spec.per == "tower" else cast(int, site.layer)]
+    if spec.per == "layer" and base.config.is_encoder_decoder and _decodes(anatomy, site):
+        return Place(name, tower.name, block, _width(base, tower.blocks[0]), False, (), reads_encoder=True)
     return Place(name, tower.name, block, _width(base, block), False, ())
+
+
+def _decodes(anatomy: Anatomy, site: Site) -> bool:
+    """Tell whether a site of an encoder-decoder lies in its decoder, or behind it."""
+    encoder = anatomy.tower("language").stacks[0]
+    return site.tower == "language" and (site.layer is None or site.layer >= encoder)
 
 
 def _name_of(anatomy: Anatomy, site: Site, spec: RouterSpec) -> str:
@@ -180,6 +200,11 @@ def _first_block(base: PreTrainedModel, tower: Tower, spec: RouterSpec) -> str:
 
 
 def _width(base: PreTrainedModel, block: str) -> int:
+    if isinstance(base.get_submodule(block), nn.ModuleList):
+        raise ValueError(
+            f"a router would read what enters {block}, but {type(base).__name__} runs the parts of that block one by "
+            'one; use a router by task, constant weights, or scope="token" with per="site", or leave experts out there'
+        )
     width = block_width(base.get_submodule(block))
     if width is None:
         raise ValueError(f'block {block} has no normalisation to read its width off; use a router with per="site"')

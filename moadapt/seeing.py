@@ -37,6 +37,10 @@ def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, r
     )
     if hidden is None:
         return given
+    if place.reads_encoder:
+        assert call.encoded is not None, "an encoder has read the prompt"
+        prompt, image = call.encoded
+        return replace(given, hidden=hidden, prompt=prompt, real=prompt, image=image)
     if place.before_language:
         return replace(given, hidden=_embeddings(call, place, hidden) if reached else _no_patches(call, place.dim))
     seen = replace(given, hidden=hidden)
