@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from moadapt.processors import load_processor
+from moadapt.quantising import keep_packed, quantisation
 from moadapt.registry import BASES
 
 _LOADERS: tuple[tuple[Any, Any], ...] = (
@@ -62,27 +63,37 @@ def base_folder(name: str) -> str:
 
 
 def load_base(
-    name: str, *, dtype: torch.dtype | str = "auto", attn_implementation: str | None = None
+    name: str,
+    *,
+    dtype: torch.dtype | str = "auto",
+    attn_implementation: str | None = None,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a base and its processor.
 
     Args:
         name: A registered short name, a folder or a hub name.
-        dtype: Number type of the weights; `auto` takes the file's own.
+        dtype: Number type of the weights, of quantised ones that of the activations; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
+        quantize: How to quantise the linear layers: `int8` or `int4` by torchao, `nf4` or `llm_int8` by bitsandbytes;
+            None loads them as they were written, which may be quantised.
 
     Returns:
         The model in evaluation mode, and its processor.
 
     Raises:
-        ValueError: transformers found no model of that name, or the number type or kernel is unknown.
+        ValueError: transformers found no model of that name or cannot quantise it, the number type, kernel or way to
+            quantise is unknown, or the library for it is not installed.
     """
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype is {dtype!r}; give auto, or a number type of torch such as float32 or bfloat16")
     folder = base_folder(name)
     with _loading(name):
         config = AutoConfig.from_pretrained(folder)
-        model = _loader(config).from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation)
+        options = {} if quantize is None else {"quantization_config": _quantisation(quantize, dtype, config)}
+        loader = _loader(config)
+        model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation, **options)
+        keep_packed(model)
         return model.eval(), load_processor(folder, config)
 
 
@@ -121,12 +132,20 @@ def _loader(config: Any) -> Any:
     return next(iter([*wrote, *known]), AutoModelForCausalLM)
 
 
+def _quantisation(name: str, dtype: torch.dtype | str, config: PreTrainedConfig) -> Any:
+    """Return the config that quantises plain weights."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"it was written quantised, and would be quantised to {name} once more; leave quantize out")
+    chosen = config.dtype if dtype == "auto" else dtype
+    return quantisation(name, getattr(torch, chosen) if isinstance(chosen, str) else chosen)
+
+
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
     """Say what bases there are where one cannot be loaded."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the base {name!r} cannot be loaded; give a folder, a hub name, or one of those shipped: "
             f"{', '.join(BASES.names())}. transformers says: {error}"

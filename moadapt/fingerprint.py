@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from moadapt.quantised import dequantised, is_quantised
 
 _SAMPLES = 16
 
@@ -13,19 +16,28 @@ _SAMPLES = 16
 def fingerprint(base: PreTrainedModel) -> dict[str, str]:
     """Identify a base by the names and shapes of its parameters and by samples of their values.
 
-    Values are rounded to bfloat16, so that a base loaded in float32 or bfloat16 is the same base.
+    Values are rounded to bfloat16, so that a base loaded in float32 or bfloat16 is the same base. Of quantised weights
+    the values count that they stand for, so that a quantised base is another base than the one it was made from.
 
     Args:
         base: The base, without a mixture on it.
     """
     structure, values = hashlib.sha256(), hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
-        structure.update(f"{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
+        weight = _plain(base, name, parameter)
+        structure.update(f"{name}{tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
         count = min(_SAMPLES, len(flat))
         picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
         values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
+
+
+def _plain(base: PreTrainedModel, name: str, parameter: Tensor) -> Tensor:
+    """Return a parameter, a quantised weight as the numbers that it stands for."""
+    path, _, last = name.rpartition(".")
+    module = base.get_submodule(path)
+    return dequantised(module) if last == "weight" and is_quantised(module) else parameter
 
 
 def check_base(file: Path, stored: Mapping[str, str], base: PreTrainedModel) -> None:
@@ -46,5 +58,5 @@ def check_base(file: Path, stored: Mapping[str, str], base: PreTrainedModel) -> 
         if stored.get(part) != own[part]:
             raise ValueError(
                 f"{file.parent} was trained on {stored.get('name')!r} ({stored.get('class')}); the base given, a "
-                f"{own['class']}, has {what}; load the base it was trained on"
+                f"{own['class']}, has {what}; load the base it was trained on, quantised if it was"
             )

@@ -22,6 +22,7 @@ from moadapt.adapters.stacked import PARTS, StackedBank
 from moadapt.adapters.tiled import add_tiled
 from moadapt.adapters.weighing import all_weights, check_heads, weigh_up
 from moadapt.call import Call
+from moadapt.quantised import is_quantised
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
@@ -172,6 +173,8 @@ class LoRABank(StackedBank):
         """Add the delta to `y` in place, in the cheapest exact form."""
         if not self.names:
             return y
+        if is_quantised(self._module[0]):
+            y = y.clone()  # its library's own backward may not allow writing to it
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
         down, up = self.factors(y.dtype)
         flat = x.ndim == 2
@@ -288,6 +291,8 @@ class LoRABank(StackedBank):
     def _fuses(self, module: nn.Module, x: Tensor, routing: Routing | None) -> bool:
         """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""
         if type(module) is not nn.Linear or x.ndim != 3 or not self.names or (self.dropout and self.training):
+            return False
+        if is_quantised(module):
             return False
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         if any(hooks) or "forward" in vars(module) or any(p.requires_grad for p in module.parameters()):

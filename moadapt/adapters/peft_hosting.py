@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from moadapt.adapters.peft_kinds import config
+from moadapt.quantised import dequantised, is_quantised
 from moadapt.sites import Site
 
 _ADAPTER = "default"
@@ -26,6 +27,8 @@ _ADAPTER = "default"
 
 class StandIn(nn.Linear):
     """A frozen linear layer as peft's layers see it: weight and bias are read, never held.
+
+    A quantised weight is dequantised once, and kept beside the packed one for tuners that read it in every call.
 
     Args:
         module: The base's module, a linear layer stored either way round.
@@ -35,12 +38,17 @@ class StandIn(nn.Linear):
         nn.Module.__init__(self)
         self._module = (module,)  # in a tuple, so that it is no submodule
         self._known: tuple[Tensor, Tensor] | None = None
+        self._plain: tuple[Tensor, ...] = ()  # in a tuple, so that it is no tensor of the adapter
         self.out_features, self.in_features = self.weight.shape
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The base's weight, (F, D)."""
         module: Any = self._module[0]
+        if is_quantised(module):
+            if not self._plain or self._plain[0].device != module.weight.device:
+                self._plain = (dequantised(module),)
+            return self._plain[0]
         weight: Tensor = module.weight
         return weight.T if isinstance(module, Conv1D) else weight
 

@@ -18,6 +18,7 @@ from moadapt.adapters.delta import Delta, NotMergeable
 from moadapt.adapters.stored_tensors import check_known, check_tensors
 from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call
+from moadapt.quantised import dequantised, is_quantised
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
@@ -215,16 +216,17 @@ class StackedBank(Bank):
         return Delta(like.new_zeros(0, self.site.in_features), like.new_zeros(0, self.site.out_features), dense, bias)
 
     def frozen_map(self) -> tuple[Tensor, Tensor | None]:
-        """Return the weight, (F, D), and the bias of the frozen linear layer, in float32 or finer.
+        """Return the weight, (F, D), and the bias of the frozen linear layer, in float32 or finer, dequantised.
 
         Raises:
-            NotMergeable: The weight is quantised.
+            NotMergeable: The weight is quantised in a way that is not known.
         """
-        weight, bias = self._module[0].weight, self._module[0].bias
+        module = self._module[0]
+        weight, bias = dequantised(module) if is_quantised(module) else module.weight, module.bias
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise NotMergeable(
                 f"{self.site.path} keeps its weight as {getattr(weight, 'dtype', type(weight))}, from which no change "
-                "can be computed; load the base unquantised"
+                "can be computed; load the base unquantised, or quantised by torchao or bitsandbytes"
             )
         exact = torch.promote_types(weight.dtype, torch.float32)
         matrix = weight.T if isinstance(self._module[0], Conv1D) else weight

@@ -58,9 +58,9 @@ def report(run: str, examples: int = 2) -> None:
 def _examples(folder: RunFolder, each: int) -> list[dict[str, Any]]:
     """Load base, mixture and data as the run had them, and route a few rows."""
     model = folder.config["model"]
-    kernel = model.get("attn_implementation")
+    options = {key: model[key] for key in ("dtype", "attn_implementation", "quantize") if model.get(key) is not None}
     try:
-        base, _ = load_base(model["base"], dtype=model.get("dtype") or "auto", attn_implementation=kernel)
+        base, _ = load_base(model["base"], **options)
     except ValueError as error:
         raise ValueError(f"{error}\n--examples 0 makes the page without base and data") from error
     base.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ def route(
     batches: int = 4,
     batch_size: int = 32,
     seed: int = 0,
+    quantize: str | None = None,
 ) -> None:
     """Put trained adapters behind a router, fit it to training rows, and judge it by validation rows.
 
@@ -48,6 +49,7 @@ def route(
         batches: How many batches to fit on, and how many to judge by; 0 judges by all.
         batch_size: Rows of a batch.
         seed: Of the order of training rows.
+        quantize: How the base was quantised when the mixture was trained: `int8`, `int4`, `nf4` or `llm_int8`.
 
     Raises:
         ValueError: Something is missing or unknown, or the router needs what is not there.
@@ -60,7 +62,7 @@ def route(
     folders = spelled(mixture) if mixture.startswith("{") else mixture
     name = base or base_name(Path(next(iter(folders.values())) if isinstance(folders, dict) else folders))
     rows = _data(data, name, batch_size, seed)
-    model: Any = load_base(name)[0]
+    model: Any = load_base(name, quantize=quantize)[0]
     routed = _mixture(folders, model.to("cuda" if torch.cuda.is_available() else "cpu"), chosen)
     rows.prepare_data()
     rows.setup("fit")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from moadapt.bases import load_base
 from moadapt.training.batch import Batch
 from moadapt.training.loss import answer_logits, row_losses
 from moadapt.training.module import TaskModule
@@ -59,7 +58,7 @@ def _training_step(module: TaskModule, batch: Batch) -> Callable[[], None]:
 
 
 def _base_step(module: TaskModule, batch: Batch) -> Callable[[], None]:
-    base, _ = load_base(module.base, dtype=module.dtype_name, attn_implementation=module.attn_implementation)
+    base = module.load_base()
     base.requires_grad_(False)
     embeddings: nn.Module = base.get_input_embeddings()
     embeddings.register_forward_hook(lambda _, args, output: output.requires_grad_(True))

@@ -58,6 +58,8 @@ class MixtureModule(TaskModule):
         train: Whether `all` is trained or the `routers` alone, every adapter being frozen as it was saved.
         calibration_batches: How many of the first training batches starts and ranks that follow data read, at least 1;
             every process reads all of them whole.
+        quantize: How to quantise the base's linear layers while it is loaded: `int8`, `int4`, `nf4` or `llm_int8`, see
+            `moadapt.bases.load_base`; None loads them as they were written.
 
     Raises:
         ValueError: There are no calibration batches; routers are to be trained alone and there is none, or no saved
@@ -82,8 +84,9 @@ class MixtureModule(TaskModule):
         calibration_batches: int = 8,
         start_from: str | None = None,
         train: Literal["all", "routers"] = "all",
+        quantize: str | None = None,
     ) -> None:
-        super().__init__(base, optimization, dtype, attn_implementation, seed)
+        super().__init__(base, optimization, dtype, attn_implementation, seed, quantize)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
         self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}

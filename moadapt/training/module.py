@@ -32,14 +32,22 @@ class TaskModule(lightning.LightningModule, ABC):
         dtype: Number type of the base's weights, such as `float32` or `bfloat16`; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         seed: Of dropout and routers' noise, from 0.
+        quantize: How to quantise the base's linear layers while it is loaded: `int8`, `int4`, `nf4` or `llm_int8`, see
+            `moadapt.bases.load_base`; None loads them as they were written.
     """
 
     def __init__(
-        self, base: str, optimization: Optimization, dtype: str, attn_implementation: str | None, seed: int
+        self,
+        base: str,
+        optimization: Optimization,
+        dtype: str,
+        attn_implementation: str | None,
+        seed: int,
+        quantize: str | None = None,
     ) -> None:
         super().__init__()
         self.base, self.optimization, self.seed = base, optimization, seed
-        self.dtype_name, self.attn_implementation = dtype, attn_implementation
+        self.dtype_name, self.attn_implementation, self.quantize = dtype, attn_implementation, quantize
         self.model: nn.Module | None = None
         self._transformer: PreTrainedModel | None = None
         self._scores: Scores | None = None
@@ -91,9 +99,13 @@ class TaskModule(lightning.LightningModule, ABC):
     def configure_model(self) -> None:
         """Load the base and build on it, once."""
         if self.model is None:
-            base, _ = load_base(self.base, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
-            self._transformer = base
-            self.model = self.build(base).train()
+            self._transformer = self.load_base()
+            self.model = self.build(self._transformer).train()
+
+    def load_base(self) -> PreTrainedModel:
+        """Load the base afresh, by the settings of this module."""
+        kernel = self.attn_implementation
+        return load_base(self.base, dtype=self.dtype_name, attn_implementation=kernel, quantize=self.quantize)[0]
 
     def losses(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
         """Return the summed loss of every row's answer and its count of tokens, (B,), with the noise of the step.

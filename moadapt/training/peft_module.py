@@ -24,6 +24,8 @@ class PeftModule(TaskModule):
         dtype: Number type of the base's weights; `auto` takes the file's own.
         attn_implementation: One of transformers' attention kernels.
         seed: Of dropout, from 0.
+        quantize: How to quantise the base's linear layers while it is loaded: `int8`, `int4`, `nf4` or `llm_int8`, see
+            `moadapt.bases.load_base`; None loads them as they were written.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class PeftModule(TaskModule):
         dtype: str = "auto",
         attn_implementation: str | None = None,
         seed: int = 0,
+        quantize: str | None = None,
     ) -> None:
-        super().__init__(base, optimization, dtype, attn_implementation, seed)
+        super().__init__(base, optimization, dtype, attn_implementation, seed, quantize)
         self.peft_config = peft_config
         self._towers: tuple[Tower, ...] = ()
 
