@@ -350,11 +350,15 @@ class Mixture(nn.Module):
         self._refuse_detached()
         save(self, Path(folder))
 
-    def merge(self, method: str, **options: Any) -> "tuple[PreTrainedModel, MergeReport]":
+    def merge(
+        self, method: str, *, dtype: torch.dtype | None = None, **options: Any
+    ) -> "tuple[PreTrainedModel, MergeReport]":
         """Fold the mixture into a plain model; the mixture stays usable.
 
         Args:
             method: Short name of a merge method.
+            dtype: Number type of the plain model's weights; None keeps the base's, of a quantised one that of its
+                activations.
             options: What the method takes, such as `task` and `calibration`.
 
         Returns:
@@ -368,6 +372,7 @@ class Mixture(nn.Module):
         self._refuse_scoped()
         with self.evaluating():
             plan = MERGES.get(method)().plan(self, **options)
+            plan.dtype = dtype
             return plan.model(), plan.report()
 
     def export_peft(self, folder: str | Path, *, method: str = "task", **options: Any) -> "MergeReport":

@@ -1,19 +1,18 @@
 """A merge with fixed weights at every place: the weights, the deltas they make, the plain model and the report."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from moadapt.adapters.bank import Bank
 from moadapt.adapters.delta import Delta
 from moadapt.merging.calibration import Batch, Moments, relative_error
+from moadapt.merging.folding import PlainModel
 from moadapt.merging.report import MergeReport
 from moadapt.mixture import Mixture
 from moadapt.routing import Routing
@@ -61,6 +60,8 @@ class MergePlan:
         self._weights = {path: weights[place.name] for place in mixture.places for path in place.sites}
         self._found = {path: found[p.name] for p in mixture.places for path in p.sites} if found else {}
         self._held_out, self._fresh, self._max_error = held_out, fresh, max_error
+        self.dtype: torch.dtype | None = None
+        """Number type of the plain model; None keeps the base's."""
         self._none = torch.zeros(len(mixture.experts))
 
     @cached_property
@@ -85,14 +86,13 @@ class MergePlan:
         return {s.path: self._error(s, here) if s.path in self._found else 0.0 for s, here in banks.items()}
 
     @cached_property
-    def _merged(self) -> PreTrainedModel:
+    def _plain(self) -> PlainModel:
         MergeReport(self.method, self.task, self.exact, self.errors).require(self._max_error)
         with self.mixture.bare_base() as base:
-            plain: PreTrainedModel = copy.deepcopy(base)
+            plain = PlainModel(base, self.dtype)
         for path, deltas in self.deltas.items():
-            _fold(plain, path, deltas)
-        for name, parameter in plain.named_parameters():
-            parameter.requires_grad_(self.mixture.required_grad.get(name, True))  # a merge may have added a bias
+            plain.fold(path, deltas)
+        plain.settle(self.mixture.required_grad)
         return plain
 
     def model(self) -> PreTrainedModel:
@@ -103,12 +103,14 @@ class MergePlan:
             NotMergeable: A family is no affine map.
             ValueError: A site's weight cannot take a change.
         """
-        return self._merged
+        return self._plain.model
 
     def report(self) -> MergeReport:
         """Return how far the merge is from the mixture."""
         rows = sum(int(next(v for v in batch.values() if isinstance(v, Tensor)).shape[0]) for batch in self._held_out)
         report = MergeReport(self.method, self.task, self.exact, self.errors, self._output_kl(), self._fresh, rows)
+        if "_plain" in vars(self):  # an export needs no plain model
+            report = self._plain.told(report)
         report.require(self._max_error)
         return report
 
@@ -129,11 +131,11 @@ class MergePlan:
         for batch in self._held_out:
             inputs = {key: value for key, value in batch.items() if key not in ("task", "prompt_mask")}
             with torch.no_grad():
-                outputs = (self.mixture(**batch), self._merged(**inputs))
+                outputs = (self.mixture(**batch), self._plain.model(**inputs))
             if not all(isinstance(getattr(output, "logits", None), Tensor) for output in outputs):
                 return None
             routed, plain = (output.logits.float().log_softmax(-1) for output in outputs)
-            told = _told(batch, routed, self._merged)
+            told = _told(batch, routed, self._plain.model)
             apart = functional.kl_div(plain, routed, reduction="none", log_target=True)
             total, count = total + float(apart.sum(-1)[told].sum()), count + int(told.sum())
         return total / max(count, 1)
@@ -192,45 +194,3 @@ def _negative(delta: Delta) -> Delta:
     dense, bias = (None if part is None else -part for part in (delta.dense, delta.bias))
     parameters = {name: _negative(part) for name, part in delta.parameters.items()}
     return Delta(delta.down, -delta.up, dense, bias, parameters)
-
-
-def _fold(plain: PreTrainedModel, path: str, deltas: Sequence[Delta]) -> None:
-    """Add deltas to a module's weight and bias, or to its other parameters, in float32, rounded once."""
-    module: Any = plain.get_submodule(path)
-    for name in {name: None for delta in deltas for name in delta.parameters or ("weight",)}:
-        parts = [delta.parameters.get(name) if delta.parameters else delta for delta in deltas]
-        changes = [part.weight() for part in parts if part is not None and part.moves_weight]
-        if changes:  # a bias alone leaves the weight as it is, which may be tied or quantised
-            _change(plain, path, name, changes)
-    biases = [delta.bias for delta in deltas if delta.bias is not None]
-    if biases:
-        kept = module.weight.dtype if module.bias is None else module.bias.dtype
-        kept = kept if kept.is_floating_point else biases[0].dtype
-        exact = torch.promote_types(kept, torch.float32)
-        old = torch.zeros_like(biases[0]) if module.bias is None else module.bias.detach()
-        module.bias = nn.Parameter((old.to(exact) + sum(bias.to(exact) for bias in biases)).to(kept))
-
-
-def _change(plain: PreTrainedModel, path: str, name: str, changes: Sequence[Tensor]) -> None:
-    """Add changes to one parameter of a module."""
-    module: Any = plain.get_submodule(path)
-    weight = getattr(module, name)
-    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-        raise ValueError(
-            f"{path} keeps its {name} as {weight.dtype}, which cannot take a change; load the base unquantised"
-        )
-    tied = [n for n, p in plain.named_parameters(remove_duplicate=False) if p is weight]
-    if len(tied) > 1:
-        raise ValueError(
-            f"{path} shares its {name} ({', '.join(tied)}); merging would change both; untie the base first"
-        )
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    total = sum(_as_stored(module, change).to(exact) for change in changes)
-    setattr(module, name, nn.Parameter((weight.detach().to(exact) + total).to(weight.dtype)))
-
-
-def _as_stored(module: nn.Module, change: Tensor) -> Tensor:
-    """Turn a weight change ([M,] F, D) the way round that a module keeps its weight."""
-    if isinstance(module, (Conv1D, nn.Embedding)) or getattr(module, "is_transposed", False):
-        return change.mT
-    return change.view(module.weight.shape) if isinstance(module, nn.Conv2d) else change
