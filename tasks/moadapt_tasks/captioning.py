@@ -3,7 +3,7 @@
 One file a split: `{"images": [{id, file_name}], "annotations": [{id, image_id, caption}]}`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD
+from moadapt_tasks.metrics.caption_metrics import caption_metrics
 from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import Table, read_json, read_table
@@ -32,6 +32,8 @@ class Captioning(Task):
         splits: The word that stands for each of our splits in the patterns, such as `train: train2014`.
         prompt: What to ask, as it stands.
         max_new_tokens: Longest caption to generate, in tokens.
+        more_metrics: Metrics beside CIDEr-D, BLEU and ROUGE-L, by the names of `moadapt list metrics`; `meteor` and
+            `spice` need Java.
         limit: Only the first so many usable rows of a split; later ones are not looked at.
 
     Raises:
@@ -43,6 +45,7 @@ class Captioning(Task):
     splits: Mapping[str, str] = field(default_factory=own_words)
     prompt: str = "describe the picture"
     max_new_tokens: int = 64
+    more_metrics: Sequence[str] = ()
     limit: int | None = None
     primary: ClassVar[str] = "cider_d"
 
@@ -50,6 +53,7 @@ class Captioning(Task):
         """Check the settings."""
         check_splits(self.splits)
         check_numbers(self.max_new_tokens, self.limit)
+        caption_metrics(self.more_metrics)
         check_template("captions", self.captions, ["split"])
         check_template("images", self.images, ["split", "file_name", "image_id"], ["file_name", "image_id"])
 
@@ -71,8 +75,8 @@ class Captioning(Task):
         return text.strip()
 
     def metrics(self) -> dict[str, Metric]:
-        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L."""
-        return {"cider_d": CIDErD(), "bleu": BLEU(), "rouge_l": ROUGEL()}
+        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L, and those that were asked for beside."""
+        return caption_metrics(self.more_metrics)
 
     def _example(
         self, word: str, captions: Mapping[Identifier, list[str]], pictures: Pictures, image: Record

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example, Task
 from moadapt_tasks.marked_splits import check_marks, entries_of
-from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD
+from moadapt_tasks.metrics.caption_metrics import caption_metrics
 from moadapt_tasks.patterns import check_numbers, check_template, split_word, template_fields
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import read_json, read_table
@@ -39,6 +39,8 @@ class KarpathyCaptioning(Task):
         splits: The words that mark the entries of each of our splits.
         prompt: What to ask, as it stands.
         max_new_tokens: Longest caption to generate, in tokens.
+        more_metrics: Metrics beside CIDEr-D, BLEU and ROUGE-L, by the names of `moadapt list metrics`; `meteor` and
+            `spice` need Java.
         limit: Only the first so many usable rows of a split; later ones are not looked at.
 
     Raises:
@@ -50,6 +52,7 @@ class KarpathyCaptioning(Task):
     splits: Mapping[str, Sequence[str]] = field(default_factory=_marks)
     prompt: str = "describe the picture"
     max_new_tokens: int = 64
+    more_metrics: Sequence[str] = ()
     limit: int | None = None
     primary: ClassVar[str] = "cider_d"
 
@@ -57,6 +60,7 @@ class KarpathyCaptioning(Task):
         """Check the settings."""
         check_marks(self.splits)
         check_numbers(self.max_new_tokens, self.limit)
+        caption_metrics(self.more_metrics)
         check_template("images", self.images, ["filepath", "filename"], ["filename"])
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
@@ -73,8 +77,8 @@ class KarpathyCaptioning(Task):
         return text.strip()
 
     def metrics(self) -> dict[str, Metric]:
-        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L."""
-        return {"cider_d": CIDErD(), "bleu": BLEU(), "rouge_l": ROUGEL()}
+        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L, and those that were asked for beside."""
+        return caption_metrics(self.more_metrics)
 
     def _example(self, pictures: Pictures, unusable: list[BadExample], image: Record) -> Example:
         captions, bad = collect(image.records("sentences", "sentid"), lambda sentence: sentence.text("raw"))

@@ -147,7 +147,7 @@ def test_bad_entries_are_refused_or_skipped(
         (lambda f: (f / "captions.json").unlink(), "captions.json does not exist"),
         (lambda f: make_folder(f, "captions.json"), "captions.json is a folder"),
         (change("questions", lambda d: d.update(questions=[])), "questions.json: its 'questions' is an empty list"),
-        (change("refs", lambda d: [r.update(split="val") for r in d]), "refs.json: no ref is of split 'train'"),
+        (change("refs", lambda d: [r.update(split="val") for r in d]), "refs.json: no entry is of split 'train'"),
     ],
     ids=["broken", "deep", "missing", "folder", "empty", "other-split"],
 )

@@ -9,14 +9,18 @@ from moadapt_tasks.metrics.cider_d import CIDErD
 from moadapt_tasks.metrics.exact_match import ExactMatch
 from moadapt_tasks.metrics.gqa_scores import GQAScores
 from moadapt_tasks.metrics.grounding_accuracy import GroundingAccuracy
+from moadapt_tasks.metrics.meteor import METEOR
 from moadapt_tasks.metrics.nlvr2_scores import NLVR2Scores
 from moadapt_tasks.metrics.rouge_l import ROUGEL
+from moadapt_tasks.metrics.spice import SPICE
 from moadapt_tasks.metrics.vqa_accuracy import VQAAccuracy
 
 __all__ = [
     "ANLS",
     "BLEU",
+    "METEOR",
     "ROUGEL",
+    "SPICE",
     "BoxSetAccuracy",
     "CIDErD",
     "ChoiceAccuracy",

@@ -12,7 +12,7 @@ from moadapt_tasks.metrics.penn_rules import RULES
 _PLAIN_WORD = re.compile(r"(?!(?:cannot|gonna|wanna|gotta|lemme|gimme)\b)[a-z]+(?=[ \n])", re.IGNORECASE)
 # Letters that Python takes for "i", "s" and "k" where case does not count, and what stands in for them in patterns.
 _UNLIKE_ASCII = str.maketrans("\u0130\u0131\u017f\u212a", "\u00c0\u00df\u00df\u00c0")
-_SPACES = re.compile(r"[\r\n\v\f\u2028\u2029]|&nbsp;")
+_SPACES = re.compile(r"[\r\n\v\f\u2028\u2029]|(?i:&nbsp;)")
 
 
 def penn_tokens(text: str) -> list[str]:

@@ -34,6 +34,11 @@ def _as(text: str) -> Callable[[str], str]:
     return lambda _: text
 
 
+def _marks(quotes: str) -> Callable[[str], str]:
+    """Write quotation marks, but those that are entities in capitals, which stay."""
+    return lambda token: quotes if token in ('"', "&quot;") else token
+
+
 def _spelling(table: dict[str, str]) -> Callable[[str], str]:
     characters = str.maketrans(table)
     return lambda token: token.translate(characters)
@@ -152,8 +157,8 @@ RULES = (
     _rule(rf"{AREA_CODE}\d{{3,4}}[- \u00a0]?\d{{3,5}}", _parentheses),
     _rule(r"(?:(?:\+\+?)?\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}"),
     # Signs.
-    _rule(r"(\"|&quot;)[a-z0-9$]", _as("``")),
-    _rule(r"\"|&quot;", _as("''")),
+    _rule(r"(\"|&quot;)[a-z0-9$]", _marks("``")),
+    _rule(r"\"|&quot;", _marks("''")),
     _rule(r"([<>]?[:;=](?-i:[-o*'])?(?-i:[()DPdpO\\{@|\[\]]))[^a-z0-9]", _parentheses),
     _rule(r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=~<>'`]\)", _parentheses),
     _rule(r"[(){}\[\]]", _brackets),
