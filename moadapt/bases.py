@@ -125,6 +125,27 @@ def decoder_start(config: PreTrainedConfig) -> int | None:
     return start
 
 
+def class_names(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """Return the names of the classes that a base tells rows apart by, in the order of its logits; None for others.
+
+    Args:
+        config: Of the base.
+
+    Raises:
+        ValueError: Its head gives numbers, or several classes a row.
+    """
+    if _loader(config) not in (AutoModelForSequenceClassification, AutoModelForImageClassification):
+        return None
+    kind = getattr(config, "problem_type", None)
+    names: dict[Any, str] = dict(config.id2label or {})
+    if kind not in (None, "single_label_classification") or len(names) < 2:
+        raise ValueError(
+            f"this base's head is for {kind or 'regression'} with {len(names)} outputs; adapters are trained where it "
+            "tells one of several classes a row"
+        )
+    return tuple(str(names[index]) for index in sorted(names))
+
+
 def _loader(config: Any) -> Any:
     """Choose the kind of model whose class wrote the weights, or else the first that takes such a config."""
     known = {loader: names[config.model_type] for loader, names in _LOADERS if config.model_type in names}

@@ -25,8 +25,10 @@ def routing_examples(mixture: Mixture, data: MixedTasks, each: int, *, pass_task
         pass_task: Whether the mixture is told the task.
 
     Returns:
-        What the page's coloured inputs are drawn from.
+        What the page's coloured inputs are drawn from; nothing for a base that classifies, which has no prompts.
     """
+    if data.classes is not None:
+        return []
     data.eval_batch_size, data.num_workers = each, 0
     found: dict[str, Batch] = {}
     for batch in data.val_dataloader():

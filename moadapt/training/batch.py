@@ -23,8 +23,9 @@ class Batch:
         task_names: Task of every row, B names.
         rows: Index of every row among its split's rows, (B,).
         examples: The rows themselves.
-        labels: Answer tokens, -100 elsewhere, (B, T), or (B, A) where a decoder writes them; None where the answer is
-            to be generated.
+        labels: Answer tokens, -100 elsewhere, (B, T), or (B, A) where a decoder writes them; the class of every row,
+            (B, 1), where the base classifies; None where the answer is to be generated or found.
+        classes: Names of the base's classes, of which every answer is one; none where answers are text.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Batch:
         rows: Tensor,
         examples: Sequence[Example],
         labels: Tensor | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.inputs, self.task_names, self.rows, self.examples, self.labels = inputs, task_names, rows, examples, labels
-        self.apart = "decoder_input_ids" in inputs
-        """Whether the labels are a decoder's, behind no prompt."""
+        self.classes = classes
+        self.apart = "decoder_input_ids" in inputs or bool(classes)
+        """Whether the labels are a decoder's or classes, behind no prompt."""
         told = None if labels is None else self._following(labels) != IGNORED
         self.columns = None if told is None else told.any(dim=0).nonzero().flatten()
         """Positions whose next token is an answer token in some row, (C,), ascending."""
@@ -50,7 +53,7 @@ class Batch:
 
     @property
     def prompt_mask(self) -> Tensor:
-        """Which tokens come before a row's answer, (B, T)."""
+        """Which tokens come before a row's answer, (B, T); there are none in pictures that are classified."""
         assert self.labels is not None, "a batch to generate from is all prompt"
         if self.apart:
             return self.inputs["attention_mask"].bool()
@@ -68,7 +71,7 @@ class Batch:
         Args:
             names: Of the tasks, in the order of their indices.
         """
-        device = self.inputs["input_ids"].device if self.inputs else None
+        device = next(iter(self.inputs.values())).device if self.inputs else None
         return torch.tensor([names.index(name) for name in self.task_names], dtype=torch.long, device=device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import lightning
 from transformers import AutoConfig
 
-from moadapt.bases import base_folder, decoder_start
+from moadapt.bases import base_folder, class_names, decoder_start
 from moadapt.processors import load_processor
 from moadapt.task import BadExample, Dataset, Example, Task
 from moadapt.training.answers import AnswerWriter
 from moadapt.training.batch import Batch
+from moadapt.training.classes import ClassCollator
 from moadapt.training.collate import Collator
 from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
 from moadapt.training.order import MixedOrder, Sampling
@@ -73,7 +74,7 @@ class MixedTasks(lightning.LightningDataModule):
         self.tasks: Mapping[str, Task] = dict(tasks or {})
         self.skipped: dict[str, list[BadExample]] = {}
         self._rows: dict[str, Rows] = {}
-        self._collators: dict[bool, Collator] = {}
+        self._collators: dict[bool, Collator | ClassCollator] = {}
         self._loader: TrainLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -82,6 +83,11 @@ class MixedTasks(lightning.LightningDataModule):
         """The base's processor."""
         return load_processor(base_folder(self.base), self._config)
 
+    @cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes where the base classifies, see `moadapt.bases.class_names`; None where it writes."""
+        return class_names(self._config)
+
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the processor, with a padding token."""
@@ -89,8 +95,15 @@ class MixedTasks(lightning.LightningDataModule):
 
     @property
     def answers(self) -> AnswerWriter:
-        """What turns answers into tokens, and tokens into answers."""
-        return self._collator(answers=False).written
+        """What turns answers into tokens, and tokens into answers.
+
+        Raises:
+            ValueError: The base classifies, and writes nothing.
+        """
+        collator = self._collator(answers=False)
+        if isinstance(collator, ClassCollator):
+            raise ValueError(f"the base {self.base!r} classifies, so there is no text of it to read or to write")
+        return collator.written
 
     def prepare_data(self) -> None:
         """Let the data set write its files; runs once a machine."""
@@ -180,11 +193,16 @@ class MixedTasks(lightning.LightningDataModule):
         collator = self._collator(answers=answers)
         return EvaluationLoader(self._rows[split], collator, self.eval_batch_size, self.num_workers, *self._process())
 
-    def _collator(self, *, answers: bool) -> Collator:
+    def _collator(self, *, answers: bool) -> Collator | ClassCollator:
         if answers not in self._collators:
-            start = decoder_start(self._config)
-            self._collators[answers] = Collator(self.processor, seed=self.seed, answers=answers, decoder_start=start)
+            self._collators[answers] = self._new_collator(answers)
         return self._collators[answers]
+
+    def _new_collator(self, answers: bool) -> Collator | ClassCollator:
+        if self.classes is not None:
+            return ClassCollator(self.processor, self.classes, answers=answers)
+        start = decoder_start(self._config)
+        return Collator(self.processor, seed=self.seed, answers=answers, decoder_start=start)
 
     @cached_property
     def _config(self) -> Any:

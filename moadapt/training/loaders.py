@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from moadapt.task import Defect, Example
 from moadapt.training.batch import Batch
+from moadapt.training.classes import ClassCollator
 from moadapt.training.collate import Collator, Item
 from moadapt.training.order import Draw, MixedOrder, spread
 
@@ -82,7 +83,13 @@ class TrainLoader:
     """
 
     def __init__(
-        self, rows: Rows, order: MixedOrder, collator: Collator, num_workers: int, process: int, num_processes: int
+        self,
+        rows: Rows,
+        order: MixedOrder,
+        collator: Collator | ClassCollator,
+        num_workers: int,
+        process: int,
+        num_processes: int,
     ) -> None:
         if order.batch_size % num_processes:
             raise ValueError(
@@ -160,7 +167,13 @@ class EvaluationLoader:
     """
 
     def __init__(
-        self, rows: Rows, collator: Collator, batch_size: int, num_workers: int, process: int, num_processes: int
+        self,
+        rows: Rows,
+        collator: Collator | ClassCollator,
+        batch_size: int,
+        num_workers: int,
+        process: int,
+        num_processes: int,
     ) -> None:
         self.rows, self.collator, self.batch_size, self.num_workers = rows, collator, batch_size, num_workers
         self.process, self.num_processes = process, num_processes
@@ -183,7 +196,9 @@ class EvaluationLoader:
         return [Draw(start + row, 0) for row in chunked[self.process :: self.num_processes]]
 
 
-def _batches(rows: Rows, batches: Iterable[list[Draw]], collator: Collator, num_workers: int) -> Iterator[Batch]:
+def _batches(
+    rows: Rows, batches: Iterable[list[Draw]], collator: Collator | ClassCollator, num_workers: int
+) -> Iterator[Batch]:
     ignore = _ignore_signals if num_workers else None
     loader = DataLoader(
         rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore

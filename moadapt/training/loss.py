@@ -28,7 +28,7 @@ def row_losses(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def answer_logits(model: Any, batch: Batch, keeps: bool, **options: Any) -> Tensor:
-    """Run a model and return its logits where the next token is an answer's, (B, C, V).
+    """Run a model and return its logits where the next token is an answer's, (B, C, V); of classes, (B, 1, V).
 
     Args:
         model: A transformers model, or a mixture.
@@ -36,6 +36,9 @@ def answer_logits(model: Any, batch: Batch, keeps: bool, **options: Any) -> Tens
         keeps: Whether the model's class takes `logits_to_keep`; else all logits are computed and most thrown away.
         options: What else the model takes.
     """
+    if batch.classes:
+        of_rows: Tensor = model(**batch.inputs, **options).logits
+        return of_rows.unsqueeze(1)
     if keeps:
         options["logits_to_keep"] = batch.columns
     logits: Tensor = model(**batch.inputs, use_cache=False, **options).logits

@@ -235,11 +235,11 @@ class MixtureModule(TaskModule):
         self._stored_ranks = checkpoint.get("ranks")
 
     def options(self, batch: Batch) -> dict[str, Any]:
-        """Return the prompt mask of a batch with answers, and the tasks where the mixture is told them."""
+        """Return the prompt mask of a batch with written answers, and the tasks where the mixture is told them."""
         trains = batch.labels is not None
         taught = trains and self.router is not None and self.router.taught_by_task
         told: dict[str, Any] = {"task": batch.task_names} if self.pass_task or taught else {}
-        return {**told, "prompt_mask": batch.prompt_mask} if trains else told
+        return {**told, "prompt_mask": batch.prompt_mask} if trains and not batch.classes else told
 
     def losses(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
         """Return loss and count of tokens of every row, and keep what the routers decided.
@@ -380,7 +380,8 @@ class MixtureModule(TaskModule):
             cast = (batch.to(base.device).cast(base.dtype) for batch in batches)
             keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
             options = {"use_cache": False, **({"logits_to_keep": 1} if keeps else {})}  # nobody reads the logits
-            return input_means(base, sites, ({**batch.inputs, **options} for batch in cast))
+            given = ({**batch.inputs, **({} if batch.classes else options)} for batch in cast)
+            return input_means(base, sites, given)
 
 
 def _by_name(objectives: Sequence[Objective]) -> dict[str, Objective]:

@@ -204,13 +204,25 @@ class TaskModule(lightning.LightningModule, ABC):
         self._log_scores()
 
     def answer(self, batch: Batch) -> list[Answered]:
-        """Generate the answers of a batch of one task, greedily.
+        """Generate the answers of a batch of one task, greedily; a base that classifies gives the likeliest class.
 
         Args:
             batch: Prompts, padded on the left.
         """
         if not len(batch):
             return []
+        tasks, texts = self.data.tasks, self._classified(batch) if batch.classes else self._written(batch)
+        rows = zip(batch.task_names, batch.rows.tolist(), batch.examples, strict=True)
+        return [
+            Answered(name, row, example, text, tasks[name].parse(text, example))
+            for (name, row, example), text in zip(rows, texts, strict=True)
+        ]
+
+    def _classified(self, batch: Batch) -> list[str]:
+        logits = answer_logits(self.model, batch.cast(self.transformer.dtype), False, **self.options(batch))
+        return [batch.classes[index] for index in logits[:, 0].argmax(dim=-1).tolist()]
+
+    def _written(self, batch: Batch) -> list[str]:
         tasks, answers = self.data.tasks, self.data.answers
         generate: Any = self.model.generate  # type: ignore[union-attr]
         written = generate(
@@ -222,12 +234,7 @@ class TaskModule(lightning.LightningModule, ABC):
             eos_token_id=_ends(self.transformer, answers),
         )
         prompt = 0 if self.transformer.config.is_encoder_decoder else batch.inputs["input_ids"].shape[1]
-        rows = zip(batch.task_names, batch.rows.tolist(), batch.examples, strict=True)
-        texts = [answers.text(tokens) for tokens in written[:, prompt:].tolist()]
-        return [
-            Answered(name, row, example, text, tasks[name].parse(text, example))
-            for (name, row, example), text in zip(rows, texts, strict=True)
-        ]
+        return [answers.text(tokens) for tokens in written[:, prompt:].tolist()]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return adapters and routers, not the base."""
