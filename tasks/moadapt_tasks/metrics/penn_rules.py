@@ -67,15 +67,16 @@ _fractions = _spelling({"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u21
 
 # `\w` holds superscripts, fractions and circled numbers too, which are no letters; combining marks it lacks.
 MARKS = (
-    r"\u00ad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u036f\u0375\u03f6\u0614-\u061a\u064b-\u065e\u0670"
+    r"\u00ad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u036f\u0375\u03f6\u0615-\u061a\u064b-\u065e\u0670"
     r"\u0900-\u0903\u093c-\u094d\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u2183\u2184"
 )
 NUMERALS = (
     r"\u00b2\u00b3\u00b9\u00bc-\u00be\u2070\u2072-\u207e\u2080-\u208f\u2150-\u2182\u2185-\u218b\u2460-\u24ff"
     r"\u2776-\u2793\u3007\u3021-\u3029\u3192-\u3195\u3220-\u3229\u3248-\u325f\u3280-\u3289\u32b1-\u32bf"
 )
-LETTER = rf"(?:[^\W\d_{NUMERALS}]|[{MARKS}])"
-SIGN = rf"(?:[^\W_{NUMERALS}]|[{MARKS}])"  # a letter or a digit
+ACCENTED = r"&[aeiou](?:acute|grave|uml);"
+LETTER = rf"(?:[^\W\d_{NUMERALS}]|[{MARKS}]|{ACCENTED})"
+SIGN = rf"(?:[^\W_{NUMERALS}]|[{MARKS}]|{ACCENTED})"  # a letter or a digit
 SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
 BREAK = r"[ \t\n\u00a0\u2000-\u200a\u3000]"
 APOSTROPHE = r"['\u0092\u2019]"
@@ -86,7 +87,7 @@ INITIALS = r"[a-z](?:\.[a-z])+"
 ACRONYM = rf"(?:(?:canada|sino|korean|eu|japan|non)-u\.s|u\.s\.-u\.(?:s\.s\.r|k)|{INITIALS})"
 PLAIN_SIGN = rf"[^\W_{NUMERALS}]"  # compounds end at combining marks, words do not
 PART = rf"(?:[dol]{TICK}{PLAIN_SIGN})?{PLAIN_SIGN}+"
-COMPOUND = rf"{PART}(?:[-_\u2010\u2011]{PART})*"
+COMPOUND = rf"{PART}(?:[-_\u058a\u2010\u2011]{PART})*"
 HYPHENED = rf"[a-z0-9][a-z0-9.,\u00ad]*(?:-(?:{INITIALS}\.|[a-z0-9\u00ad]+))+"
 NAME = r"[a-z][a-z0-9_:.-]*"
 ATTRIBUTE = rf" +{NAME}(?: *= *(?:'[^'\r\n]*'|\"[^\"\r\n]*\"|{NAME}))?"
@@ -112,8 +113,9 @@ RULES = (
     _rule(MARKUP),
     _rule(r"[\u0096\u0097\u2013-\u2015]|&(?:md|mdash|ndash);", _as("--")),
     _rule(r"&amp;", _as("&")),
+    _rule(r"&(?:ht|tl|ur|lr|qc|ql|qr|odq|cdq|#\d+);"),
     _rule(rf"({WORD}){CLITIC}", _hyphens),
-    _rule(rf"([a-z]*(?!n)[a-z])n{TICK}t"),
+    _rule(rf"([a-z\u00ad]*(?!n)[a-z]\u00ad*)n{TICK}t", _hyphens),
     _rule(WORD, _hyphens),
     _rule(rf"{APOSTROPHE}n{APOSTROPHE}?"),
     _rule(rf"(?:[ldj]|dunkin|somethin|ol){APOSTROPHE}"),
@@ -169,12 +171,14 @@ RULES = (
     _rule(r"\.{3,5}|(?:\.[ \u00a0]){2,4}\.|[\u0085\u2026]", _as("...")),
     _rule(r"@+|#+|_+|\*+|(?:\\\*){1,3}"),
     _rule(
-        rf"[,;:\u3001]|[?!]+|[.\u00a1\u00bf\u3002\u037e\u0387\u0589\u0600-\u0603\u0606-\u060a\u060c\u061b\u061e\u061f\u066a\u066d\u06d4]|=|/|{LOW_QUOTE}"
+        rf"[,;:\u3001]|[?!]+|[.\u00a1\u00bf\u3002\u037e\u0387\u0589\u0600-\u0603\u0606-\u060a\u060c\u0614\u061b\u061e\u061f\u066a\u066d\u06d4]|=|/|{LOW_QUOTE}"
     ),
     # Compounds.
     _rule(HYPHENED, _hyphens),
     _rule(COMPOUND, _hyphens),
-    _rule(r"(?-i:[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)", lambda token: token.replace("&amp;", "&")),
+    _rule(
+        r"(?-i:[A-Z]+(?:(?:&(?i:amp);|[+&])[A-Z]+)+)", lambda token: re.sub("&amp;", "&", token, flags=re.IGNORECASE)
+    ),
     _rule(rf"[`\u0091-\u0094\u2018\u2019\u201b-\u201d\u201f\u2039\u203a\u00ab\u00bb]{{1,2}}|''|{APOSTROPHE}", _quotes),
     _rule(r"(')[a-z][^ \t\n\r\u00a0]", _as("`")),
     _rule(r"<<|>>"),

@@ -97,6 +97,9 @@ def test_number_with_a_space_is_one_token_for_rouge_and_two_for_the_others() -> 
 PUNCTUATED = {
     '"No," he said -- twice.': "`` no , '' he said -- twice .",
     "&QUOT;a&QUOT; b&NBSP;c": "&quot; a &quot; b c",  # in capitals they stay, but spaces
+    "caf&eacute; &Uuml;ber-x &#39;s &#x27; &copy;": "caf&eacute; &uuml;ber - x &#39; s & #x 27 ; & copy ;",
+    "AT&AMP;T R&amp;B": "at&t r&b",
+    "do\u00adn't soft\u00adhyphen'train": "do n't softhyphe n'train",
     '"$5" "\u00e9t\u00e9" &quot;a&quot; ""': "`` $ 5 '' '' \u00e9t\u00e9 '' `` a '' '' ''",
     "'cause 'tis a 'quoted' word": "'cause 't is a ` quoted ' word",
     "\u201bleft\u2019": "` left '",
