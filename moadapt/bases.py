@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from moadapt.processors import load_processor
+from moadapt.quantised import is_quantised
 from moadapt.quantising import keep_packed, quantisation
 from moadapt.registry import BASES
 
@@ -90,11 +91,15 @@ def load_base(
     folder = base_folder(name)
     with _loading(name):
         config = AutoConfig.from_pretrained(folder)
-        options = {} if quantize is None else {"quantization_config": _quantisation(quantize, dtype, config)}
+    options = {} if quantize is None else {"quantization_config": _quantisation(quantize, dtype, config)}
+    with _loading(name):
         loader = _loader(config)
         model = loader.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation, **options)
-        keep_packed(model)
-        return model.eval(), load_processor(folder, config)
+        processor = load_processor(folder, config)
+    if quantize is not None and not any(is_quantised(module) for module in model.modules()):
+        raise ValueError(f"{quantize} finds no linear layer to quantise in {name!r}; choose another way to quantise")
+    keep_packed(model)
+    return model.eval(), processor
 
 
 def outline(name: str) -> PreTrainedModel:
@@ -156,7 +161,7 @@ def _loader(config: Any) -> Any:
 def _quantisation(name: str, dtype: torch.dtype | str, config: PreTrainedConfig) -> Any:
     """Return the config that quantises plain weights."""
     if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"it was written quantised, and would be quantised to {name} once more; leave quantize out")
+        raise ValueError(f"the base was written quantised, so it cannot be quantised to {name}; leave quantize out")
     chosen = config.dtype if dtype == "auto" else dtype
     return quantisation(name, getattr(torch, chosen) if isinstance(chosen, str) else chosen)
 

@@ -13,6 +13,7 @@ from moadapt.adapters import LoRA
 from moadapt.bases import load_base
 from moadapt.quantised import is_quantised
 from moadapt.training import MixedTasks, MixtureModule, Optimization
+from tests.bases.twins import twin
 from tests.quantised.bases import LINEARS, batch, quantised
 from tests.training import toy
 from tests.training.runs import trainer
@@ -30,6 +31,14 @@ def test_all_linears_but_the_output_layer_are_quantised(way: str, folder: str) -
     assert 0 < (found - wanted).norm() / wanted.norm() < 0.5
 
 
+def test_a_way_that_finds_nothing_is_refused(tmp_path: Path) -> None:
+    made = twin("gpt2")  # whose layers are no linear ones to torchao
+    made.model.save_pretrained(tmp_path)
+    made.processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="int8 finds no linear layer to quantise"):
+        quantised(str(tmp_path), "int8")
+
+
 def test_a_base_that_was_written_quantised_is_loaded_as_it_is(folder: str, tmp_path: Path) -> None:
     base = quantised(folder, "int8")
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -37,19 +46,19 @@ def test_a_base_that_was_written_quantised_is_loaded_as_it_is(folder: str, tmp_p
     again, _ = load_base(str(tmp_path))
     with torch.no_grad():
         assert torch.equal(again(**batch()).logits, base(**batch()).logits)
-    with pytest.raises(ValueError, match="it was written quantised"):
+    with pytest.raises(ValueError, match=r"^the base was written quantised, so it cannot"):
         load_base(str(tmp_path), quantize="int8")
 
 
 def test_an_unknown_way_is_refused(folder: str) -> None:
-    with pytest.raises(ValueError, match="quantize is 'int3'; choose one of int8, int4, nf4, llm_int8"):
+    with pytest.raises(ValueError, match=r"^quantize is 'int3'; choose one of int8, int4, nf4, llm_int8"):
         load_base(folder, quantize="int3")
 
 
 @pytest.mark.parametrize(("way", "library"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
 def test_a_missing_library_is_named(way: str, library: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantising, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=rf"needs {library}; run pip install 'moadapt\[quant\]'"):
+    with pytest.raises(ValueError, match=rf"^quantize: {way} needs {library}; run pip install 'moadapt\[quant\]'"):
         load_base(folder, quantize=way)
 
 
