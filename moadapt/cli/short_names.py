@@ -102,8 +102,10 @@ def check_keys(section: str, given: Iterable[str], part: Callable[..., Any], wit
 def _part(section: str, value: Any, registry: Registry) -> Any:
     if isinstance(value, str):
         return _path(value, registry) if value not in ("", "null") else value
-    if not isinstance(value, Mapping) or "class_path" not in value:
+    if not isinstance(value, Mapping):
         return value
+    if "class_path" not in value:  # settings of a part that an earlier file names
+        return {**value, "init_args": resolve(value["init_args"])} if "init_args" in value else value
     settings = value.get("init_args") or {}
     extra = sorted(set(value) - {"class_path", "init_args", "dict_kwargs"})
     if extra:

@@ -1,9 +1,8 @@
 """`moadapt fit`, `validate`, `test`, `predict`: Lightning's command line over mixtures and mixed tasks."""
 
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from moadapt.cli.callbacks import SaveMixture, ShowScores, WritePredictions, progress_bars
+from moadapt.cli.layers import config_files, layered
 from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
@@ -40,7 +40,7 @@ class Interface(LightningCLI):
         super().__init__(
             MixtureModule,
             MixedTasks,
-            args=resolve_arguments(arguments),
+            args=resolve_arguments(layered(arguments, load_config)),
             parser_kwargs={**mode, **{command: dict(mode) for command in COMMANDS}},
             trainer_defaults={"default_root_dir": "runs/fit", "gradient_clip_val": 1.0, "num_sanity_val_steps": 0},
             seed_everything_default=0,
@@ -69,7 +69,7 @@ class Interface(LightningCLI):
         try:
             self.config = parser.parse_args(args)  # type: ignore[arg-type]
         except ArgumentError as error:
-            raise ValueError(tidied(str(error), _config_files(self._given))) from error
+            raise ValueError(tidied(str(error), config_files(self._given)[0])) from error
 
     def instantiate_classes(self) -> None:
         """Make trainer, model and data.
@@ -206,12 +206,6 @@ def _refusals_told() -> Iterator[None]:
         raise ValueError(str(error)) from error
     except ValueError as error:
         raise ValueError(tidied(str(error))) from error
-
-
-def _config_files(arguments: Sequence[str]) -> list[str]:
-    """Return the configuration files that a command line names."""
-    joined = [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
-    return joined + [file for option, file in pairwise(arguments) if option in ("-c", "--config")]
 
 
 def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
