@@ -180,19 +180,12 @@ def test_every_objective_is_taken_from_a_file_and_from_the_command_line(
     assert made.model.objectives[name].weight == 0.5
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_configuration_builds_on_a_tiny_base(file: Path, base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_run_of_one_file_builds_on_a_tiny_base(file: Path, base: str, tmp_path: Path) -> None:
     made = Parsed(["fit", "-c", str(file), "--model.base", base, "--trainer.default_root_dir", str(tmp_path)])
     made.model.configure_model()
     assert list(made.model.mixture.banks())
     assert made.datamodule.base == base
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_configuration_says_its_command(file: Path) -> None:
-    head = file.read_text().split("\n\n")[0]
-    assert all(line.startswith("#") for line in head.splitlines())
-    assert f"moadapt fit -c configs/{file.name}" in head
 
 
 @pytest.mark.slow
