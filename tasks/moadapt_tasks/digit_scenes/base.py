@@ -54,10 +54,15 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Return the processor: 56-pixel images cut into 8-pixel patches, beside the tokenizer."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, side: int = SIZE) -> LlavaProcessor:
+    """Return the processor: square images cut into 8-pixel patches, beside the tokenizer.
+
+    Args:
+        tokenizer: Of the texts.
+        side: Of an image, in pixels; a multiple of 8.
+    """
     images = CLIPImageProcessorPil(
-        size={"height": SIZE, "width": SIZE},
+        size={"height": side, "width": side},
         do_center_crop=False,
         image_mean=[0.25] * 3,
         image_std=[0.25] * 3,
@@ -72,21 +77,27 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """Return the architecture, about 1.8 million parameters."""
+def build_config(tokenizer: PreTrainedTokenizerFast, side: int = SIZE, width: int = 128) -> LlavaConfig:
+    """Return the architecture, about 1.8 million parameters at its own width.
+
+    Args:
+        tokenizer: Of the texts.
+        side: Of an image, in pixels; a multiple of 8.
+        width: Of both towers; a multiple of 4.
+    """
     vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=SIZE,
+        image_size=side,
         patch_size=PATCH,
-        projection_dim=128,
+        projection_dim=width,
     )
     text = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -103,7 +114,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         image_token_id=tokenizer.convert_tokens_to_ids(_IMAGE),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(SIZE // PATCH) ** 2,
+        image_seq_length=(side // PATCH) ** 2,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

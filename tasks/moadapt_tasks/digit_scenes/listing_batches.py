@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaProcessor
 
 from moadapt_tasks.digit_scenes.base import PATCH
 from moadapt_tasks.digit_scenes.listing import list_scene
@@ -39,6 +40,37 @@ def patch_targets(scene: Scene) -> NDArray[np.float32]:
     return facts[owner.ravel()]
 
 
+def scaled(pixels: NDArray[np.uint8], processor: LlavaProcessor) -> Tensor:
+    """Return pixels (B, side, side, 3) as the vision tower reads them, (B, 3, side, side).
+
+    Args:
+        pixels: Of pictures that need no resizing.
+        processor: Of the base; mean and deviation are the same for all colours.
+    """
+    scale = processor.image_processor
+    values = (pixels.astype(np.float32) / 255 - np.float32(scale.image_mean[0])) / np.float32(scale.image_std[0])
+    return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous()
+
+
+def packed(texts: list[tuple[str, str]], processor: LlavaProcessor, patches: int) -> dict[str, Tensor]:
+    """Return prompts and answers behind an image each, padded on the right; labels lie on the answers.
+
+    Args:
+        texts: Prompt and answer of every row.
+        processor: Of the base.
+        patches: How many image tokens a row has.
+    """
+    tokenizer, image = processor.tokenizer, [processor.image_token_id] * patches
+    prompts = tokenizer([prompt + "\n" for prompt, _ in texts]).input_ids
+    answers = tokenizer([answer + "<eos>" for _, answer in texts]).input_ids
+    rows = [torch.tensor([*image, *p, *a]) for p, a in zip(prompts, answers, strict=True)]
+    ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    labels = torch.full_like(ids, IGNORED)
+    for row, (tokens, answer) in enumerate(zip(rows, answers, strict=True)):
+        labels[row, len(tokens) - len(answer) : len(tokens)] = torch.tensor(answer)
+    return {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long(), "labels": labels}
+
+
 class ListingBatches(IterableDataset[dict[str, Tensor]]):
     """Endless batches; batch `i` is a pure function of (seed, i).
 
@@ -51,12 +83,9 @@ class ListingBatches(IterableDataset[dict[str, Tensor]]):
 
     def __init__(self, scenes: list[Scene], processor: LlavaProcessor, settings: PretrainSettings, start: int) -> None:
         self._settings, self._start, self._scenes = settings, start, scenes
-        self._tokenizer: PreTrainedTokenizerFast = processor.tokenizer
-        self._image_ids = [processor.image_token_id] * _SIDE**2
-        scale = processor.image_processor
-        self._mean, self._std = np.float32(scale.image_mean[0]), np.float32(scale.image_std[0])
+        self._processor = processor
         self._targets = np.stack([patch_targets(scene) for scene in scenes])
-        texts = {text: index for text, index in self._tokenizer.get_vocab().items() if text.endswith("[")}
+        texts = {text: index for text, index in processor.tokenizer.get_vocab().items() if text.endswith("[")}
         self._brackets = torch.tensor(sorted(texts.values()))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -70,29 +99,21 @@ class ListingBatches(IterableDataset[dict[str, Tensor]]):
         rng = np.random.default_rng([self._settings.seed, step])
         chosen = rng.integers(len(self._scenes), size=self._settings.batch_size)
         scenes = [self._scenes[i] for i in chosen]
-        pixels = np.stack([scene.pixels for scene in scenes]).astype(np.float32) / 255
         lookups = step >= self._settings.patch_steps + self._settings.list_steps
         batch = self._tokens([list_scene(scene, rng, lookups=lookups) for scene in scenes])
-        batch["pixel_values"] = torch.from_numpy((pixels - self._mean) / self._std).permute(0, 3, 1, 2).contiguous()
+        batch["pixel_values"] = scaled(np.stack([scene.pixels for scene in scenes]), self._processor)
         batch["patches"] = torch.from_numpy(self._targets[chosen])
         return batch
 
     def _tokens(self, texts: list[tuple[str, str]]) -> dict[str, Tensor]:
-        prompts = self._tokenizer([prompt + "\n" for prompt, _ in texts]).input_ids
-        answers = self._tokenizer([answer + "<eos>" for _, answer in texts]).input_ids
-        length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-        ids = torch.full((len(texts), len(self._image_ids) + length), self._tokenizer.pad_token_id)
-        labels, boxes = torch.full_like(ids, IGNORED), torch.full((*ids.shape, 4), torch.nan)
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            tokens = torch.tensor([*self._image_ids, *prompt, *answer])
-            start, end = len(tokens) - len(answer), len(tokens)
-            ids[row, :end] = tokens
-            labels[row, start:end] = tokens[start:]
-            listed = _boxes_of(texts[row][1])
+        batch = packed(texts, self._processor, _SIDE**2)
+        boxes = torch.full((*batch["labels"].shape, 4), torch.nan)
+        begun = torch.isin(batch["labels"], self._brackets)
+        for row, (_, answer) in enumerate(texts):
+            listed = _boxes_of(answer)
             if len(listed):  # rows of mere words may hold brackets too
-                boxes[row, start + torch.isin(tokens[start:], self._brackets).nonzero().flatten()] = listed
-        mask = (ids != self._tokenizer.pad_token_id).long()
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "boxes": boxes}
+                boxes[row, begun[row]] = listed
+        return {**batch, "boxes": boxes}
 
 
 def _boxes_of(listing: str) -> Tensor:

@@ -108,17 +108,7 @@ class ListingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Muon for the matrices of blocks and projector, AdamW for the rest; each phase has its warm-up and cosine."""
-        inner = {
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
-        }
-        rate, outer = self.settings.learning_rate, [p for p in self.parameters() if p not in inner]
-        matrices = [p for p in self.parameters() if p in inner]
-        optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(outer, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
+        optimizers = optimizers_of(self, self.model, self.settings.learning_rate)
         return optimizers, [torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in optimizers]
 
     def _optimizers(self) -> tuple[Any, Any]:
@@ -137,6 +127,27 @@ class ListingModule(lightning.LightningModule):
         done = min(done, length)
         warm = min(1.0, (done + 1) / min(200, max(1, length)))
         return warm * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * done / max(1, length)))))
+
+
+def optimizers_of(module: nn.Module, model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of a base's blocks and projector, and AdamW for the rest.
+
+    Args:
+        module: What is trained: the base, and heads that are thrown away.
+        model: The base.
+        rate: Peak rate of matrices; everything else gets half of it.
+    """
+    inner = {
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    }
+    matrices = [p for p in module.parameters() if p in inner]
+    others = [p for p in module.parameters() if p not in inner]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def pretrain(out: Path, settings: PretrainSettings, work: Path) -> None:
