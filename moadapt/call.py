@@ -129,6 +129,11 @@ class Call:
         return self._images is not None and self._images.packed
 
     @property
+    def padded(self) -> bool:
+        """Whether the vision tower also runs pictures that only fill up rows."""
+        return self._images is not None and self._images.padded
+
+    @property
     def _images(self) -> ImageRows | None:
         return self.image_rows[max(self.run, 0)] if self.image_rows else None
 

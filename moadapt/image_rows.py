@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ class ImageRows:
         rows: Row of each image, in the order in which the tower gets them, N numbers; None where they cannot be told.
         lengths: How many entries of the tower's axis are each image's: tiles, frames or patches, N numbers.
         packed: Whether the entries are patches, all of them in one axis, and not images with patches of their own.
+        padded: Whether some images only fill up rows, and run all the same.
     """
 
     rows: tuple[int, ...] | None
     lengths: tuple[int, ...]
     packed: bool = False
+    padded: bool = False
 
     @cached_property
     def one_each(self) -> bool:
@@ -49,7 +52,7 @@ class ImageRows:
             count: Length of the axis.
         """
         total = sum(self.lengths)
-        if self.rows is None or not count:
+        if self.rows is None or not count or not total:
             return None
         if count % total == 0:
             lengths = [length * (count // total) for length in self.lengths]
@@ -72,6 +75,13 @@ def image_tokens_of(base: PreTrainedModel) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
+_KEYS = {
+    "image": ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+"""Inputs that have an entry an image, or several, first their pixels."""
+
+
 def find_image_rows(base: PreTrainedModel, inputs: Mapping[str, Any], num_rows: int) -> tuple[ImageRows, ...]:
     """Find the rows of a call's images and videos, for each run of the vision tower in its order.
 
@@ -91,6 +101,48 @@ def find_image_rows(base: PreTrainedModel, inputs: Mapping[str, Any], num_rows: 
     return tuple(found)
 
 
+def take_rows(base: PreTrainedModel, inputs: Mapping[str, Any], rows: Sequence[int], num_rows: int) -> dict[str, Any]:
+    """Take rows out of a batch, with their images, in the order in which they stand.
+
+    Args:
+        base: Any transformers model.
+        inputs: What it takes.
+        rows: Which rows, ascending.
+        num_rows: B.
+
+    Raises:
+        ValueError: The images' rows cannot be told.
+    """
+    taken, left = dict[str, Any](), dict(inputs)
+    given = [keys for keys in _KEYS.values() if inputs.get(keys[0]) is not None]
+    for keys, found in zip(given, find_image_rows(base, inputs, num_rows), strict=True):
+        if found.rows is None:
+            raise ValueError(
+                f"which of the {num_rows} rows have which images cannot be told, so that none can be taken out; give "
+                "input_ids whose image tokens are those of the images, in order, or batches of one task each"
+            )
+        chosen = [image for image, row in enumerate(found.rows) if row in rows]
+        by_row = inputs[keys[0]].ndim > 4 and inputs.get("image_sizes") is None and len(inputs[keys[0]]) == num_rows
+        for name in keys if not (by_row and chosen) else ():
+            value = left.pop(name, None)
+            if value is not None and chosen:
+                each = chosen if len(value) == len(found.lengths) else _entries(found.lengths, chosen)
+                taken[name] = value[torch.tensor(each, device=value.device)]
+    for name, value in left.items():
+        taken[name] = value[torch.tensor(rows, device=value.device)] if _of_rows(value, num_rows) else value
+    return taken
+
+
+def _entries(lengths: Sequence[int], chosen: Sequence[int]) -> list[int]:
+    """Return which entries of an axis are those of some images, each having several one after the other."""
+    ends = list(accumulate(lengths))
+    return [at for image in chosen for at in range(ends[image] - lengths[image], ends[image])]
+
+
+def _of_rows(value: Any, num_rows: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_rows
+
+
 def _images(
     base: PreTrainedModel, inputs: Mapping[str, Any], pixels: Tensor, counts: list[int] | None, num_rows: int
 ) -> ImageRows:
@@ -102,7 +154,7 @@ def _images(
     if sizes is not None:
         return _of_sizes(base, torch.as_tensor(sizes), counts)
     if pixels.ndim > 4:
-        return _padded(pixels, num_rows)
+        return _padded(pixels, num_rows, inputs.get("aspect_ratio_ids"))
     return _alike(len(pixels), 1, counts, num_rows)
 
 
@@ -127,11 +179,13 @@ def _counts(ids: Tensor | None, token: int | None) -> list[int] | None:
     return counts
 
 
-def _padded(pixels: Tensor, num_rows: int) -> ImageRows:
+def _padded(pixels: Tensor, num_rows: int, shapes: Tensor | None) -> ImageRows:
     """Images (B, n, C, H, W), of which those of zeros alone are padding, or (B, n, tiles, C, H, W), which all run."""
     own = len(pixels) == num_rows
     if pixels.ndim > 5:
-        return ImageRows(tuple(range(num_rows)) if own else None, (pixels.shape[1],) * num_rows)
+        filled = shapes is not None and bool((shapes == 0).any())  # the shape of no picture
+        rows = tuple(range(num_rows)) if own else None
+        return ImageRows(rows, (pixels.shape[1],) * num_rows, padded=filled)
     rows = tuple((pixels != 0).flatten(2).any(dim=2).nonzero()[:, 0].tolist())
     return ImageRows(rows if own else None, (1,) * len(rows))
 

@@ -39,6 +39,7 @@ class Place:
         before_language: Whether it must decide before the language tower runs, from embeddings.
         summarises: Whether it reads the prompt's averages instead of its tokens.
         reads_encoder: Whether it sits in a decoder, where it reads what the encoder made of the prompt.
+        decodes: Whether it reads a decoder's own tokens, whose padding and kinds are not those of the prompt.
         sites: Paths of the sites it serves.
         fallback: Module path of the block at which it decides where `hook` was not reached, for calls without images.
     """
@@ -52,6 +53,7 @@ class Place:
     fallback: str | None = None
     summarises: bool = False
     reads_encoder: bool = False
+    decodes: bool = False
 
 
 def plan_places(base: PreTrainedModel, anatomy: Anatomy, sites: Iterable[Site], spec: RouterSpec) -> tuple[Place, ...]:
@@ -94,8 +96,8 @@ def _refuse_unreachable(base: PreTrainedModel, anatomy: Anatomy, sites: list[Sit
             f"{spec} cannot serve {type(base).__name__}, whose encoder and decoder have tokens of their own; use "
             'per="site", or scope="sequence"'
         )
-    answering = next((site for site in sites if _decodes(anatomy, site)), None)
-    if spec.scope == "sequence" and spec.per == "site" and answering is not None:
+    answering = next((site for site in sites if _reads_answers(anatomy, site, spec)), None)
+    if answering is not None:
         raise ValueError(
             f"{spec} would read the input of {answering.path}, which is of answers, as the prompt of "
             f'{type(base).__name__} goes to its encoder; use per="layer", "tower" or "model", or leave experts '
@@ -148,11 +150,18 @@ def _place_of(base: PreTrainedModel, anatomy: Anatomy, site: Site, sites: list[S
     if name == site.path:
         _refuse_outside_blocks(site, spec)
         width = site.out_features if spec.reads == "outputs" else site.in_features
-        return Place(name, tower.name, None, width, False, ())
+        decodes = base.config.is_encoder_decoder and _decodes(anatomy, site)
+        return Place(name, tower.name, None, width, False, (), decodes=decodes)
     block = tower.blocks[0 if spec.per == "tower" else cast(int, site.layer)]
     if spec.per == "layer" and base.config.is_encoder_decoder and _decodes(anatomy, site):
         return Place(name, tower.name, block, _width(base, tower.blocks[0]), False, (), reads_encoder=True)
     return Place(name, tower.name, block, _width(base, block), False, ())
+
+
+def _reads_answers(anatomy: Anatomy, site: Site, spec: RouterSpec) -> bool:
+    """Tell whether a router by sequence would have to read what a decoder makes of answers."""
+    own = spec.per == "site" or (spec.per == "layer" and site.layer is None)
+    return spec.scope == "sequence" and spec.reads != "prompt" and own and _decodes(anatomy, site)
 
 
 def _decodes(anatomy: Anatomy, site: Site) -> bool:

@@ -194,6 +194,8 @@ def _input_tasks(seen: RoutingContext, weights: Tensor) -> Tensor | None:
 def _with_image(seen: RoutingContext, weights: Tensor) -> Tensor | None:
     """Return which inputs of a routing by rows count, (N,), in a tower that rows without an image do not reach."""
     rows, _, heads = weights.shape[:3]
+    if seen.rows is not None and seen.num_rows == rows:  # of the run of the tower that was read
+        return (torch.bincount(seen.rows, minlength=rows) > 0).repeat_interleave(heads)
     if seen.tower == "language" or seen.with_image is None or len(seen.with_image) != rows:
         return None
     return seen.with_image.repeat_interleave(heads)

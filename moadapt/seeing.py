@@ -48,6 +48,11 @@ def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, r
         seen = _of_images(call, place, seen, hidden, by_sequence=by_sequence)
     elif hidden.ndim != 3:
         raise _shapeless(place, hidden)
+    elif by_sequence and len(hidden) != call.num_rows:
+        raise ValueError(
+            f"the router by sequence at {place.name} would read input of shape {tuple(hidden.shape)}, whose first axis "
+            f"is not the {call.num_rows} rows of the call, but images; use another per, or leave experts out there"
+        )
     if _over_tokens(call, place, hidden):
         seen = replace(seen, prompt=call.prompt, real=call.real, image=call.image)
     return replace(given, hidden=_summary(seen)) if place.summarises else seen
@@ -55,7 +60,8 @@ def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, r
 
 def _over_tokens(call: Call, place: Place, hidden: Tensor) -> bool:
     """Tell whether a place reads one vector a token, and not as many patches by chance."""
-    return call.real is not None and place.tower == "language" and hidden.shape[:2] == call.real.shape
+    own = place.tower == "language" and not place.decodes
+    return call.real is not None and own and hidden.shape[:2] == call.real.shape
 
 
 def _of_images(call: Call, place: Place, seen: RoutingContext, hidden: Tensor, *, by_sequence: bool) -> RoutingContext:
@@ -78,6 +84,12 @@ def _of_images(call: Call, place: Place, seen: RoutingContext, hidden: Tensor, *
             f"belongs to the {call.num_rows} rows of the call cannot be told; pass input_ids whose image tokens are "
             'those of the images, in order, or run rows one by one; or use constant weights, scope="token" with '
             "another per, or experts in the language tower only"
+        )
+    if by_sequence and call.padded:
+        raise ValueError(
+            f"the router by sequence at {place.name} would read pictures that only fill up rows with fewer than others "
+            "have; give rows equally many pictures, or run rows one by one; or use a router by task, or experts in the "
+            "language tower only"
         )
     return replace(seen, hidden=hidden, rows=rows, num_rows=call.num_rows)
 

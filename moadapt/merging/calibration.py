@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters.delta import Delta
+from moadapt.image_rows import take_rows
 from moadapt.mixture import Mixture
 from moadapt.places import Place
 from moadapt.tracing import Observation
@@ -65,7 +66,8 @@ def rows_of_task(mixture: Mixture, batches: Sequence[Batch], task: str) -> list[
             continue
         rows = (ids == wanted).nonzero().flatten()
         if len(rows):
-            kept.append({k: ids[rows] if k == "task" else _take(v, rows) for k, v in batch.items()})
+            told = {name: value for name, value in batch.items() if name != "task"}
+            kept.append({"task": ids[rows]} | take_rows(mixture.base, told, rows.tolist(), len(ids)))
     if not kept:
         raise ValueError(f"calibration holds no row of task {task!r}; give rows of that task")
     return kept
@@ -196,7 +198,3 @@ def _real_tokens(batch: Batch, place: Place, length: int, decodes: bool) -> Tens
 
 def _num_rows(batch: Batch) -> int:
     return next(len(v) for v in batch.values() if isinstance(v, Tensor) and v.ndim > 0)
-
-
-def _take(value: Any, rows: Tensor) -> Any:
-    return value[rows.to(value.device)] if isinstance(value, Tensor) else value

@@ -44,14 +44,24 @@ class Switch(LogitRouterSpec):
         """Return one weight and index an input, (B, 1|T, 1, 1); of a dropped token the weight is 0."""
         weights, indices = logits.softmax(-1).max(dim=-1, keepdim=True)
         if training and self.capacity is not None and self.scope == "token":
-            weights = weights * self._taken(indices, logits.shape[-1], context.real)
+            weights = weights * self._taken(indices, logits.shape[-1], context)
         return Routing(weights, logits.shape[-1], indices)
 
-    def _taken(self, indices: Tensor, num_experts: int, real: Tensor | None) -> Tensor:
+    def _taken(self, indices: Tensor, num_experts: int, context: RoutingContext) -> Tensor:
         """Tell which tokens find room, (B, T, 1, 1)."""
-        chosen = torch.nn.functional.one_hot(indices[:, :, 0, 0], num_experts)
+        chosen, real = torch.nn.functional.one_hot(indices[:, :, 0, 0], num_experts), context.real
         counted = torch.ones_like(chosen[..., 0]) if real is None else real.long()
-        taken = (chosen * counted.unsqueeze(-1)).cumsum(dim=1).gather(2, indices[:, :, 0])
+        rows = context.rows if context.rows is not None and len(chosen) == 1 else None  # patches, in one axis
+        taken = _so_far(chosen * counted.unsqueeze(-1), rows).gather(2, indices[:, :, 0])
         assert self.capacity is not None, "asked only where there is one"
-        room = torch.ceil(counted.cumsum(dim=1) * self.capacity / num_experts)
+        room = torch.ceil(_so_far(counted.unsqueeze(-1), rows).squeeze(-1) * self.capacity / num_experts)
         return (taken <= room.unsqueeze(-1)).unsqueeze(-1)
+
+
+def _so_far(counts: Tensor, rows: Tensor | None) -> Tensor:
+    """Add up along tokens, (B, T, E), anew for each row where several rows lie in one axis, one after the other."""
+    sums = counts.cumsum(dim=1)
+    if rows is None or len(rows) != counts.shape[1]:
+        return sums
+    first = torch.searchsorted(rows, rows)  # the first token of each token's row
+    return sums - (sums - counts)[:, first]

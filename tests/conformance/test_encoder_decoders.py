@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moadapt import Mixture, Placement, RouterSpec, attach
-from moadapt.adapters import LoRA
+from moadapt.adapters import LoRA, NormTuning
 from moadapt_routers import PromptMLP, Softmax, Sparsemax, TopK
 from tests.bases.checks import Case, case_of
 from tests.models import randomize
@@ -96,3 +96,9 @@ def test_routers_that_would_read_answers_are_refused(router: RouterSpec) -> None
 def test_blocks_that_run_in_parts_cannot_be_read(per: Any) -> None:
     with pytest.raises(ValueError, match=r"model\.vision_tower\.blocks\.0, but Florence2.* runs the parts"):
         routed("florence2", Softmax(per=per), Placement(towers=("vision", "language")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norms_of_a_decoder_outside_its_blocks_cannot_be_read(name: str) -> None:
+    with pytest.raises(ValueError, match=r"which is of answers"):
+        attach(case_of(name).of.model, experts={"a": NormTuning(), "b": NormTuning()}, router=Softmax(per="layer"))

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from moadapt import Mixture, Placement, RouterSpec, attach
 from moadapt.adapters import LoRA
-from moadapt_routers import ByTask, Constant, Poly, PromptMLP, Softmax, TopK
+from moadapt.image_rows import take_rows
+from moadapt_routers import ByTask, Constant, Poly, PromptMLP, Softmax, Switch, TopK
 from tests.core.pictured import PADDED, PICTURED, Row, batch_of, pictured, rows_with, seen_by
 from tests.models import IMAGE_TOKEN, randomize
 
 COUNTS = (0, 1, 2, 3)
+ALIKE = (2, 2, 2, 2)
+"""For Mllama, whose rows are filled up with pictures that text before its own would read."""
 TASKS = ("none", "one", "two", "three")
 SEEING = Placement(towers=("vision", "connector"))
 
@@ -22,7 +25,7 @@ SEEING = Placement(towers=("vision", "connector"))
 def mixture_of(name: str, router: Any) -> tuple[Mixture, list[Row]]:
     """Attach an expert a task before the language tower, and make a row a task."""
     base = pictured(name)
-    rows = rows_with(base, name, COUNTS)
+    rows = rows_with(base, name, ALIKE if name == "mllama" else COUNTS)
     mixture = attach(base, experts={task: LoRA(rank=2) for task in TASKS}, router=router, placement=SEEING)
     randomize(mixture)
     return mixture.eval(), rows
@@ -156,3 +159,44 @@ def test_a_router_over_the_model_refuses_images_beside_videos() -> None:
     mixture, rows = mixture_of("qwen2_5_vl", Softmax(per="model"))
     with pytest.raises(ValueError, match="this call holds images and videos"):
         mixture(**filmed(rows, range(4)), task=list(TASKS))
+
+
+def test_rows_filled_up_with_pictures_are_refused_by_routers_that_would_read_those() -> None:
+    base = pictured("mllama")
+    rows = rows_with(base, "mllama", (1, 2))
+    mixture = attach(base, experts={"a": LoRA(), "b": LoRA()}, router=Softmax(), placement=SEEING)
+    with pytest.raises(ValueError, match="would read pictures that only fill up rows"):
+        mixture(**batch_of("mllama", rows))
+
+
+def test_a_router_by_row_is_refused_where_text_reads_images() -> None:
+    base = pictured("mllama")
+    rows = rows_with(base, "mllama", (1, 1))
+    mixture = attach(base, experts={"a": LoRA(), "b": LoRA()}, router=Softmax(per="site"))
+    with pytest.raises(ValueError, match=r"cross_attn\.k_proj would read .* but images; use another per"):
+        mixture(**batch_of("mllama", rows))
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_pixtral"])
+def test_tokens_of_other_rows_take_no_room(name: str) -> None:
+    base = pictured(name)
+    rows = rows_with(base, name, (2, 2))
+    switch = Switch(scope="token", capacity=1.0)
+    mixture = attach(base, experts={task: LoRA(rank=2) for task in TASKS}, router=switch, placement=SEEING)
+    randomize(mixture)
+    mixture.train()
+    mixed = last(mixture, **batch_of(name, rows))
+    for row, own in enumerate(rows):
+        torch.testing.assert_close(mixed[row], last(mixture, **batch_of(name, [own]))[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [(0, 2), (1, 3), (0,), (3,)], ids=str)
+@pytest.mark.parametrize("name", [name for name in PICTURED if name != "mllama"])
+def test_rows_are_taken_out_with_their_images(name: str, chosen: tuple[int, ...]) -> None:
+    base = pictured(name)
+    rows = rows_with(base, name, COUNTS)
+    batch = batch_of(name, rows)
+    found = take_rows(base, batch, chosen, len(rows))
+    with torch.no_grad():
+        together = base(**batch).logits[list(chosen), -1]
+        torch.testing.assert_close(base(**found).logits[:, -1], together, rtol=1e-3, atol=1e-3)

@@ -45,7 +45,7 @@ def pictured(name: str) -> PreTrainedModel:
     if name in TILES:
         base.config.image_grid_pinpoints = base.model.config.image_grid_pinpoints = PINPOINTS  # type: ignore[union-attr]
     for parameter in base.parameters():
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 or parameter.numel() == 1:  # gates would be shut
             torch.nn.init.normal_(parameter, std=0.2)
     return base
 
