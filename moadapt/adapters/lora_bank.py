@@ -75,6 +75,7 @@ class LoRABank(StackedBank):
         self.tensors = ("down", "up", "start_down", "start_up") if self._shifts else ("down", "up")
         self._started: set[str] = set()
         self._gates: dict[str, float] = {}
+        self._quantised = is_quantised(module)  # asked once, as compiled code cannot tell
         self._known: dict[type, tuple[Tensor, ...]] = {}
         super().__init__(site, adapters, module)
         self._known.clear()
@@ -173,7 +174,7 @@ class LoRABank(StackedBank):
         """Add the delta to `y` in place, in the cheapest exact form."""
         if not self.names:
             return y
-        if is_quantised(self._module[0]):
+        if self._quantised:
             y = y.clone()  # its library's own backward may not allow writing to it
         x = functional.dropout(x.to(y.dtype), self.dropout, self.training)
         down, up = self.factors(y.dtype)
@@ -292,7 +293,7 @@ class LoRABank(StackedBank):
         """Tell whether one step can hold the base's product too: nobody hooks into it, casts or compiles it."""
         if type(module) is not nn.Linear or x.ndim != 3 or not self.names or (self.dropout and self.training):
             return False
-        if is_quantised(module):
+        if self._quantised:
             return False
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
         if any(hooks) or "forward" in vars(module) or any(p.requires_grad for p in module.parameters()):

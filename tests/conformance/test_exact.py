@@ -1,6 +1,6 @@
 """Law 5: a bank under any routing adds what its adapters, run one by one, add up to."""
 
-import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from moadapt import Routing
 from moadapt.adapters import Bank, FamilySpec, NotMergeable
 from moadapt.adapters.bank import Adapter
 from moadapt.call import Call
-from moadapt.merging.plan import _fold
+from moadapt.merging.folding import PlainModel
 from moadapt.sites import Site
 from tests.conformance.canonical import FAMILY_PARAMS as EVERY_FAMILY
 from tests.conformance.canonical import family_cases, routing_value
@@ -124,8 +124,11 @@ def test_fixed_weights_make_an_affine_map_or_a_refusal(family: type[FamilySpec])
         return
     delta = bank.delta(weights)
     module = site_of(family)[1].double()
-    folded = nn.Sequential(copy.deepcopy(module))
-    _fold(folded, "0", [delta])
+    base: Any = nn.Sequential(module)
+    base.dtype = torch.float64
+    plain = PlainModel(base, None)
+    plain.fold("0", [delta])
+    folded = plain.model
     x = values_at(family, 7)[0]
     y = module(x)
     assert_equal(folded(x) - y, bank(x, y, Routing.constant(weights), call_of(x)))

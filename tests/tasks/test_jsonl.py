@@ -165,6 +165,8 @@ def test_jsonl_refuses(folder: Folder, changes: dict[str, Any], complaint: str) 
 
 @pytest.mark.parametrize("metric", TEXT_METRICS.names())
 def test_every_text_metric_scores_rows(folder: Folder, task: JSONLines, metric: str) -> None:
+    if metric in ("meteor", "spice"):
+        pytest.skip("a Java program; tests/parity runs it")
     write(folder, documents())
     score = "bleu_1" if metric == "bleu" else None
     chosen = task_on(folder, metric=metric, score=score)
