@@ -94,30 +94,36 @@ class Call:
     overridden: bool = False
     _found: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def rows_of(self, count: int, device: torch.device) -> Tensor | None:
-        """Return the row of each of so many entries of the vision tower, or of what comes out of it, (count,).
+    def along_tokens(self, x: Tensor) -> bool:
+        """Tell whether what runs through the vision tower has the patches of all images in its axis of tokens.
 
         Args:
-            count: Length of an axis that counts images, tiles, windows or patches.
-            device: Where they are wanted.
+            x: (N, P, D), (1, P, D) or (P, D).
+        """
+        return self.packed and (x.ndim == 2 or (x.ndim == 3 and len(x) == 1))
+
+    def rows_in(self, x: Tensor) -> Tensor | None:
+        """Return the row of each image, tile, window or patch in what runs through the vision tower, (entries,).
+
+        Args:
+            x: As in `along_tokens`.
 
         Returns:
             None where the rows cannot be told.
         """
-        if self.in_step(count):
-            return torch.arange(count, device=device)
+        count = x.shape[-2] if self.along_tokens(x) else len(x)
         if self.num_rows == 1:
-            return torch.zeros(count, dtype=torch.long, device=device)
-        return self.once(f"rows of {count}", lambda: self._find_rows(count, device))
+            return torch.zeros(count, dtype=torch.long, device=x.device)
+        return self.once(f"rows of {count}", lambda: self._find_rows(count, x.device))
 
-    def in_step(self, count: int) -> bool:
-        """Tell whether row b has entry b of an axis and no other, so that nothing need be looked up.
+    def in_step(self, x: Tensor) -> bool:
+        """Tell whether row b of the call is row b of what runs through the vision tower, so that nothing is looked up.
 
         Args:
-            count: Length of the axis.
+            x: As in `along_tokens`.
         """
         images = self._images
-        return count == self.num_rows and (self.real is None or (images is not None and images.one_each))
+        return len(x) == self.num_rows and (self.real is None or (images is not None and images.one_each))
 
     def _find_rows(self, count: int, device: torch.device) -> Tensor | None:
         found = None if self._images is None else self._images.of(count)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moadapt.call import Call, Request, check_filled, check_prompt, read_call
 from moadapt.image_rows import ImageRows
 from moadapt.places import Place
+from moadapt.reaching import reach
 from moadapt.router import STATES, Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
 from moadapt.seeing import see
@@ -150,7 +151,7 @@ class CallContext:
             self._tell_encoded(call, inputs)
         self._check_prompt(call, self._request, inputs.get("labels"))
         self._check_images(call)
-        if self._find_images is not None and held is None and call.real is not None:
+        if self._find_images is not None and call.real is not None:
             call.image_rows = self._find_images(inputs, call.num_rows)
         if held is not None:
             call.routings.update(held.routings)
@@ -281,11 +282,7 @@ class CallContext:
             routing = call.routings[place.name]
         else:
             raise RuntimeError(f"{site.path} was reached before the router at {place.name} could decide")
-        images = site.tower != "language" or (x.ndim == 3 and len(x) != call.num_rows and bool(call.image_rows))
-        if images and routing.per_row and self._by_sequence:
-            routing = _of_images(call, site, routing, x)
-        _check_reach(call, site, place, routing, x)
-        return routing
+        return reach(call, site, place, routing, x, by_sequence=self._by_sequence)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the contexts of a checkpointed block's first run and of its recomputation."""
@@ -361,7 +358,7 @@ class CallContext:
             for trace in self.traces:
                 trace.add(place.name, routing)
             for tell in self.observers:
-                tell(Observation(place.name, routing, seen, call.continues))
+                tell(Observation(place.name, routing, seen, call.continues, self._by_sequence))
         return routing
 
     def _see(self, call: Call, place: Place, hidden: Tensor | None, *, reached: bool = True) -> RoutingContext:
@@ -396,43 +393,3 @@ def encoder_states(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
 def routers_of(modules: nn.ModuleList) -> list[Router]:
     """Return a module list's routers with their type."""
     return [module for module in modules if isinstance(module, Router)]
-
-
-def _of_images(call: Call, site: Site, routing: Routing, x: Tensor) -> Routing:
-    """Give the images of each row, in a tower before the language tower, the routing of that row.
-
-    Raises:
-        ValueError: The rows cannot be told.
-    """
-    patches = call.packed and (x.ndim == 2 or (x.ndim == 3 and len(x) == 1))
-    count = x.shape[1] if patches and x.ndim == 3 else len(x)
-    if not patches and call.in_step(count):
-        return routing
-    rows = call.rows_of(count, x.device)
-    if rows is None:
-        raise ValueError(
-            f"{site.path} is routed by row, but how its input of shape {tuple(x.shape)} belongs to the {call.num_rows} "
-            "rows of the call cannot be told; pass input_ids whose image tokens are those of the images, in order, run "
-            "rows one by one, or place experts in the language tower only"
-        )
-    return routing.of_entries(rows, along_tokens=patches)
-
-
-def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tensor) -> None:
-    """Refuse a routing whose rows or tokens are not those of the site's input."""
-    rows, tokens = routing.weights.shape[:2]
-    if rows == 1 and tokens == 1:
-        return
-    if site.form == "experts":  # which get the tokens of all rows in one axis
-        x = x.reshape(call.num_rows, -1, x.shape[-1]) if x.numel() // x.shape[-1] % call.num_rows == 0 else x
-    lengths = x.shape[1:3] if site.form == "norm" and x.ndim == 4 else x.shape[1:2]  # norms of heads: either may be T
-    if (
-        (x.ndim == 2 and x.is_floating_point() and (rows > 1 or tokens != len(x)))
-        or (x.ndim > 3 and site.form == "sublayer")
-        or rows not in (1, len(x))
-        or tokens not in (1, len(x) if x.ndim == 2 else 1, *lengths)
-    ):
-        raise ValueError(
-            f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "
-            f"{tokens} tokens; use constant weights there or place experts elsewhere"
-        )

@@ -458,7 +458,8 @@ class Mixture(nn.Module):
         if vision:
             self._handles.append(self.base.get_submodule(vision).register_forward_pre_hook(self._enter_vision))
         for block in dict.fromkeys(block for place in self.places for block in (place.hook, place.fallback) if block):
-            hook = partial(self._enter_block, block)  # no closure, which a copy would share with the original
+            reads = any(place.reads_encoder and place.hook == block for place in self.places)
+            hook = partial(self._enter_block, block, reads)  # no closure, which a copy would share with the original
             self._handles.append(self.base.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True))
 
     def _uninstall(self) -> None:
@@ -511,8 +512,10 @@ class Mixture(nn.Module):
     def _find_images(self, inputs: Mapping[str, Any], num_rows: int) -> tuple[ImageRows, ...]:
         return find_image_rows(self.base, inputs, num_rows)
 
-    def _enter_block(self, block: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        encoded = encoder_states(module, args, kwargs) if self.base.config.is_encoder_decoder else None
+    def _enter_block(
+        self, block: str, reads_encoder: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        encoded = encoder_states(module, args, kwargs) if reads_encoder else None
         self.context.enter_block(block, block_input(args, kwargs), encoded)
 
     def _insert(

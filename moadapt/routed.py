@@ -138,7 +138,8 @@ def routed_at(
     every = weights.new_ones(rows * tokens * heads)
     counted = _each(seen.prompt, weights) if routing.per_token else _with_image(seen, weights)
     real = _each(seen.real, weights) if routing.per_token else None
-    task_ids = _input_tasks(seen, weights)
+    owners = _owners(observed, weights)
+    task_ids = _input_tasks(seen, weights, owners)
     return Routed(
         weights.reshape(-1, width),
         chosen.reshape(-1, width),
@@ -147,7 +148,7 @@ def routed_at(
         None if routing.logits is None else routing.logits.expand(rows, tokens, heads, -1).reshape(-1, width),
         task_ids,
         _each(seen.image, weights) if routing.per_token else None,
-        None if utilities is None else _of_rows(utilities, weights, observed.place),
+        None if utilities is None else _of_rows(utilities, weights, owners, observed.place),
         (rows, tokens, heads),
         len(tasks),
         _task_experts(experts, tasks, weights.device),
@@ -178,16 +179,24 @@ def nothing_routed(experts: Sequence[str], tasks: Sequence[str], device: torch.d
     return Routed(none, none.bool(), each, each, none, each.long(), None, none, (0, 0, 1), len(tasks), owners)
 
 
-def _input_tasks(seen: RoutingContext, weights: Tensor) -> Tensor | None:
+def _owners(observed: Observation, weights: Tensor) -> Tensor | None:
+    """Return the row of each routed image, tile or patch, (rows * tokens,); None where row b has those of row b."""
+    of_entries = observed.seen.rows
+    if of_entries is None or observed.by_sequence:
+        return None
+    count = weights.shape[0] * weights.shape[1]
+    return of_entries.repeat_interleave(count // len(of_entries), output_size=count)
+
+
+def _input_tasks(seen: RoutingContext, weights: Tensor, owners: Tensor | None) -> Tensor | None:
     """Return the task of each routed input, (N,); None where tasks were not told, or whose inputs these are."""
     task_ids, (rows, tokens, heads) = seen.task_ids, weights.shape[:3]
     if task_ids is None:
         return None
+    if owners is not None:
+        return task_ids.expand(seen.num_rows)[owners].repeat_interleave(heads)
     if rows * tokens == 1:
         return task_ids[:1].expand(heads)
-    if seen.rows is not None and tokens > 1:  # of images, or of patches in one axis
-        owners = seen.rows if len(seen.rows) == rows * tokens else seen.rows.repeat_interleave(tokens)
-        return task_ids.expand(seen.num_rows)[owners].repeat_interleave(heads)
     return task_ids.expand(rows).repeat_interleave(tokens * heads) if len(task_ids) in (1, rows) else None
 
 
@@ -206,8 +215,10 @@ def _task_experts(experts: Sequence[str], tasks: Sequence[str], device: torch.de
     return torch.tensor([by_name.get(name, -1) for name in tasks], dtype=torch.long, device=device)
 
 
-def _of_rows(utilities: Tensor, weights: Tensor, place: str) -> Tensor:
+def _of_rows(utilities: Tensor, weights: Tensor, owners: Tensor | None, place: str) -> Tensor:
     """Spread what rows have, (B, E), over the inputs of a routing, (N, E)."""
+    if owners is not None:
+        return utilities[owners].repeat_interleave(weights.shape[2], dim=0)
     if len(utilities) != len(weights):
         raise ValueError(
             f"utilities are those of {len(utilities)} rows, but the routing at {place} has {len(weights)}; leave "

@@ -38,7 +38,12 @@ def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, r
     if hidden is None:
         return given
     if place.reads_encoder:
-        assert call.encoded is not None, "an encoder has read the prompt"
+        if call.encoded is None:
+            raise ValueError(
+                f"the router at {place.name} reads the prompt as the encoder gives it, and encoder_outputs alone do "
+                "not tell which of its tokens are prompt, or images; pass input_ids instead, or attention_mask where "
+                "there are no images"
+            )
         prompt, image = call.encoded
         return replace(given, hidden=hidden, prompt=prompt, real=prompt, image=image)
     if place.before_language:
@@ -74,10 +79,9 @@ def _of_images(call: Call, place: Place, seen: RoutingContext, hidden: Tensor, *
         hidden = hidden.unsqueeze(0)
     if hidden.ndim != 3:
         raise _shapeless(place, hidden)
-    patches = call.packed and len(hidden) == 1
-    if not patches and call.in_step(len(hidden)):
+    if call.in_step(hidden):
         return replace(seen, hidden=hidden)
-    rows = call.rows_of(hidden.shape[1] if patches else len(hidden), hidden.device)
+    rows = call.rows_in(hidden)
     if rows is None and by_sequence:
         raise ValueError(
             f"the router by sequence at {place.name} would read input of shape {tuple(hidden.shape)}, and how that "

@@ -17,12 +17,14 @@ class Observation:
         routing: What the router gave.
         seen: What it could look at: which tokens are prompt, real or image, and the tasks of the rows.
         continues: Whether the call went on from a filled cache, so that it routed tokens that were generated.
+        by_sequence: Whether the routing's rows are those of the call, even where others were read.
     """
 
     place: str
     routing: Routing
     seen: RoutingContext
     continues: bool = False
+    by_sequence: bool = False
 
 
 class Trace:

@@ -102,3 +102,13 @@ def test_blocks_that_run_in_parts_cannot_be_read(per: Any) -> None:
 def test_norms_of_a_decoder_outside_its_blocks_cannot_be_read(name: str) -> None:
     with pytest.raises(ValueError, match=r"which is of answers"):
         attach(case_of(name).of.model, experts={"a": NormTuning(), "b": NormTuning()}, router=Softmax(per="layer"))
+
+
+def test_encoder_outputs_must_come_with_what_tells_the_prompt() -> None:
+    case = case_of("t5")
+    placement = Placement(depth=(0.5, 1.0))  # of the encoder and of the decoder
+    mixture = attach(case.of.model, experts={"a": LoRA(), "b": LoRA()}, router=Softmax(), placement=placement)
+    with torch.no_grad(), mixture.disabled():
+        states = case.of.model.get_encoder()(case.prompts["input_ids"], case.prompts["attention_mask"])
+    with pytest.raises(ValueError, match="encoder_outputs alone do not tell"):
+        mixture(encoder_outputs=states, decoder_input_ids=case.prompts["decoder_input_ids"])

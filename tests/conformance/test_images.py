@@ -11,6 +11,7 @@ from torch import Tensor
 from moadapt import Mixture, Placement, RouterSpec, attach
 from moadapt.adapters import LoRA
 from moadapt.image_rows import take_rows
+from moadapt.routed import routed_at
 from moadapt_routers import ByTask, Constant, Poly, PromptMLP, Softmax, Switch, TopK
 from tests.core.pictured import PADDED, PICTURED, Row, batch_of, pictured, rows_with, seen_by
 from tests.models import IMAGE_TOKEN, randomize
@@ -200,3 +201,38 @@ def test_rows_are_taken_out_with_their_images(name: str, chosen: tuple[int, ...]
     with torch.no_grad():
         together = base(**batch).logits[list(chosen), -1]
         torch.testing.assert_close(base(**found).logits[:, -1], together, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["idefics3", "llava", "qwen2_5_vl"])
+def test_measures_know_whose_an_image_is(name: str) -> None:
+    base = pictured(name)
+    rows = rows_with(base, name, (0, 1, 2, 1))  # as many images as rows
+    router = Softmax(scope="token", per="site")
+    mixture = attach(base, experts={task: LoRA(rank=2) for task in TASKS}, router=router, placement=SEEING)
+    with mixture.observe() as observed:
+        mixture(**batch_of(name, rows), task=list(TASKS))
+    worth = torch.arange(4.0).unsqueeze(1).expand(4, 4)
+    for each in observed:
+        routed = routed_at(each, mixture.experts, mixture.tasks, worth)
+        assert routed.tasks is not None
+        assert routed.utilities is not None
+        assert sorted(set(routed.tasks.tolist())) == [1, 2, 3]
+        assert torch.equal(routed.utilities[:, 0].long(), routed.tasks)
+
+
+@pytest.mark.parametrize("router", ["by_task", "token"])
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_a_second_turn_may_bring_another_image(name: str, router: str) -> None:
+    base = pictured(name)
+    first, second = (rows_with(base, name, (1,), seed)[0] for seed in (0, 1))
+    mixture = attach(base, experts={t: LoRA(rank=2) for t in TASKS}, router=ROUTERS[router], placement=SEEING)
+    randomize(mixture)
+    mixture.eval()
+    whole = batch_of(name, [Row(first.images + second.images, torch.cat([first.tokens, second.tokens]), [])])
+    turns = [batch_of(name, [row]) for row in (first, second)]
+    expected = last(mixture, **whole, task="two")
+    with torch.no_grad():
+        begun = mixture(**turns[0], task="two", use_cache=True)
+    told = {**turns[1], "attention_mask": whole["attention_mask"], "past_key_values": begun.past_key_values}
+    found = last(mixture, **told, task="two")
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

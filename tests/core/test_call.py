@@ -130,7 +130,7 @@ def test_image_tokens_are_those_of_images_and_videos() -> None:
 def test_a_call_of_pictures_alone_has_rows_and_no_prompt() -> None:
     call = read({"pixel_values": torch.zeros(4, 3, 16, 16)}, task_ids=torch.tensor([2]))
     assert (call.num_rows, call.prompt) == (4, None)
-    assert call.rows_of(4, torch.device("cpu")).tolist() == [0, 1, 2, 3]
+    assert call.in_step(torch.zeros(4, 2, 3))
     assert call.task_ids.tolist() == [2] * 4
 
 
