@@ -3,18 +3,15 @@
 One file a split: `{"images": [{id, file_name}], "annotations": [{id, image_id, caption}]}`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
-
-from torchmetrics import Metric
 
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.metrics.caption_metrics import caption_metrics
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt.task import BadExample, Example
+from moadapt_tasks.describing import Describing
+from moadapt_tasks.patterns import check_splits, check_template, own_words, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import Table, read_json, read_table
 from moadapt_tasks.records import Identifier, Record, collect
@@ -22,7 +19,7 @@ from moadapt_tasks.records import Identifier, Record, collect
 
 @TASKS.register("captioning")
 @dataclass(frozen=True, kw_only=True)
-class Captioning(Task):
+class Captioning(Describing):
     """Describes pictures; one row a picture, with all its captions.
 
     Args:
@@ -40,20 +37,13 @@ class Captioning(Task):
         ValueError: A setting is out of range or a pattern mentions something else.
     """
 
-    captions: str
     images: str
     splits: Mapping[str, str] = field(default_factory=own_words)
-    prompt: str = "describe the picture"
-    max_new_tokens: int = 64
-    more_metrics: Sequence[str] = ()
-    limit: int | None = None
-    primary: ClassVar[str] = "cider_d"
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        super().__post_init__()
         check_splits(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
-        caption_metrics(self.more_metrics)
         check_template("captions", self.captions, ["split"])
         check_template("images", self.images, ["split", "file_name", "image_id"], ["file_name", "image_id"])
 
@@ -69,14 +59,6 @@ class Captioning(Task):
         make = partial(self._example, word, captions, Pictures())
         examples, bad = collect(images.rows.values(), make, self.limit)
         return examples, images.bad + annotations.bad + worse + bad
-
-    def parse(self, text: str, example: Example) -> str:
-        """Return the text without outer space."""
-        return text.strip()
-
-    def metrics(self) -> dict[str, Metric]:
-        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L, and those that were asked for beside."""
-        return caption_metrics(self.more_metrics)
 
     def _example(
         self, word: str, captions: Mapping[Identifier, list[str]], pictures: Pictures, image: Record

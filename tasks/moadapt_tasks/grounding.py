@@ -7,7 +7,6 @@ the instances file, since the refs name cut-outs. gRefCOCO's refs hold a list un
 `no_target: true` where an expression refers to nothing.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,15 +15,16 @@ from typing import ClassVar
 from torchmetrics import Metric
 
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
+from moadapt.task import BadExample, Example
+from moadapt_tasks.boxes import Box
 from moadapt_tasks.marked_splits import entries_of
-from moadapt_tasks.metrics import BoxSetAccuracy, GroundingAccuracy
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt_tasks.metrics import BoxSetAccuracy
+from moadapt_tasks.patterns import check_template, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.pixel_boxes import box_from_size, box_text, check_size
 from moadapt_tasks.reading import Table, index, read_json, read_table
 from moadapt_tasks.records import Record, collect
+from moadapt_tasks.referring import Referring
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Files:
 
 @TASKS.register("grounding")
 @dataclass(frozen=True, kw_only=True)
-class Grounding(Task):
+class Grounding(Referring):
     """Finds what an expression refers to; one row a sentence.
 
     The score `accuracy` is the usual accuracy@0.5: the first box of the answer overlaps the true one by an IoU of at
@@ -62,25 +62,14 @@ class Grounding(Task):
         ValueError: A setting is out of range or a pattern mentions something else.
     """
 
-    refs: str
     instances: str
-    images: str
-    splits: Mapping[str, str] = field(default_factory=own_words)
-    codec: BoxCodec = field(default_factory=IntegerBoxes)
     any_number: bool = False
-    prompt: str = "where is {expression}?"
-    max_new_tokens: int = 32
-    limit: int | None = None
-    primary: ClassVar[str] = "accuracy"
+    names_picture: ClassVar[tuple[str, ...]] = ("file_name", "image_id")
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_splits(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
-        check_template("refs", self.refs, ["split"])
+        super().__post_init__()
         check_template("instances", self.instances, ["split"])
-        check_template("images", self.images, ["split", "file_name", "image_id"], ["file_name", "image_id"])
-        check_template("prompt", self.prompt, ["expression"], ["expression"])
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -93,12 +82,11 @@ class Grounding(Task):
 
     def parse(self, text: str, example: Example) -> Box | list[Box] | None:
         """Return the first box of the text in pixels, or all of them with `any_number`; None where nothing is told."""
-        boxes = self.codec.read(text, example.pictures[0].size)
-        return boxes if self.any_number else next(iter(boxes or ()), None)
+        return self.codec.read(text, example.pictures[0].size) if self.any_number else super().parse(text, example)
 
     def metrics(self) -> dict[str, Metric]:
         """Return what judges boxes: one a row, or any number."""
-        return {"box": BoxSetAccuracy() if self.any_number else GroundingAccuracy()}
+        return {"box": BoxSetAccuracy()} if self.any_number else super().metrics()
 
     def _example(self, word: str, files: _Files, sentence: Record) -> Example:
         expression, ref = sentence.text("sent"), sentence.within

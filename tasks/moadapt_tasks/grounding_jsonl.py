@@ -4,28 +4,24 @@ An expression a line, `{image, sent, bbox: [left, top, right, bottom], width, he
 split. Shikra's files have the same form with `img_path` and `expression`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from torchmetrics import Metric
-
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.boxes import Box, BoxCodec, IntegerBoxes
+from moadapt.task import BadExample, Example
 from moadapt_tasks.json_rows import read_rows
-from moadapt_tasks.metrics import GroundingAccuracy
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt_tasks.patterns import split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.pixel_boxes import box_from_corners, box_text, check_size
 from moadapt_tasks.records import Record, collect
+from moadapt_tasks.referring import Referring
 
 
 @TASKS.register("grounding_jsonl")
 @dataclass(frozen=True, kw_only=True)
-class GroundingJSONLines(Task):
+class GroundingJSONLines(Referring):
     """Finds what an expression refers to; one row a line.
 
     Args:
@@ -45,24 +41,9 @@ class GroundingJSONLines(Task):
         ValueError: A setting is out of range or a pattern mentions something else.
     """
 
-    refs: str
-    images: str
     image_field: str = "image"
     expression_field: str = "sent"
-    splits: Mapping[str, str] = field(default_factory=own_words)
-    codec: BoxCodec = field(default_factory=IntegerBoxes)
-    prompt: str = "where is {expression}?"
-    max_new_tokens: int = 32
-    limit: int | None = None
-    primary: ClassVar[str] = "accuracy"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        check_splits(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
-        check_template("refs", self.refs, ["split"])
-        check_template("images", self.images, ["split", "image", "file_name"], ["image", "file_name"])
-        check_template("prompt", self.prompt, ["expression"], ["expression"])
+    names_picture: ClassVar[tuple[str, ...]] = ("image", "file_name")
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -70,14 +51,6 @@ class GroundingJSONLines(Task):
         rows, unreadable = read_rows(Path(self.refs.format(split=word)))
         examples, bad = collect(rows, partial(self._example, word, Pictures()), self.limit)
         return examples, unreadable + bad
-
-    def parse(self, text: str, example: Example) -> Box | None:
-        """Return the first box of the text in pixels, or None."""
-        return next(iter(self.codec.read(text, example.pictures[0].size) or ()), None)
-
-    def metrics(self) -> dict[str, Metric]:
-        """Return the share of boxes with an IoU of at least 0.5, and the mean IoU."""
-        return {"box": GroundingAccuracy()}
 
     def _example(self, word: str, pictures: Pictures, row: Record) -> Example:
         expression, image = row.text(self.expression_field), row.text(self.image_field)

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example
+from moadapt_tasks.late_rows import LateRows
 from moadapt_tasks.own_rows import OwnRows
 from moadapt_tasks.patterns import check_template, split_word
 from moadapt_tasks.pictures import Pictures, StoredPicture
@@ -73,24 +74,17 @@ class HubRows(OwnRows):
             ) from error
 
 
-class _Rows(Sequence[Example]):
+class _Rows(LateRows):
     """The rows of a table."""
 
     def __init__(self, task: HubRows, word: str, table: Any) -> None:
         self.task, self.word, self.table = task, word, table.with_format("arrow")
         self.labels = {name: names for name, f in table.features.items() if (names := _label_names(f)) is not None}
 
-    def __len__(self) -> int:
-        return len(self.table) if self.task.limit is None else min(len(self.table), self.task.limit)
+        super().__init__(len(table), task.limit)
 
-    @overload
-    def __getitem__(self, row: int) -> Example: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Example]: ...
-    def __getitem__(self, row: int | slice) -> Example | Sequence[Example]:
-        if isinstance(row, slice):
-            return [self[each] for each in range(len(self))[row]]
-        row = range(len(self))[row]
+    def at(self, row: int) -> Example:
+        """Read one row."""
         [values] = self.table[row].to_pylist()
         place = Path(self.task.rows.format(split=self.word))
         found: dict[str, Any] = {}

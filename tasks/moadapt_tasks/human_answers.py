@@ -1,13 +1,84 @@
-"""What several people answered to one question, and which of it a model is taught."""
+"""Questions that several people answered each, and which of the answers a model is taught."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
+from torchmetrics import Metric
+
+from moadapt.picture import Picture
+from moadapt.task import Example, Task
+from moadapt_tasks.metrics import VQAAccuracy
 from moadapt_tasks.metrics.vqa_answers import normalise_answer, strip_answer
+from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words
+from moadapt_tasks.records import Record
 
 TrainAnswers = Literal["most_common", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanAnswers(Task):
+    """What tasks share whose questions several people answered: settings, training answers, the official accuracy.
+
+    Args:
+        questions: Pattern of the questions files, with `{split}`.
+        images: Pattern of the pictures, with the field that names one and maybe `{split}`.
+        splits: The word that stands for each of our splits in the patterns.
+        prompt: What to ask, with `{question}`.
+        train_answers: Train on the answer that most people gave, or on all, each time another.
+        max_new_tokens: Longest answer to generate, in tokens.
+        limit: Only the first so many usable rows of a split; later ones are not looked at.
+
+    Raises:
+        ValueError: A setting is out of range or a pattern mentions something else.
+    """
+
+    questions: str
+    images: str
+    splits: Mapping[str, str] = field(default_factory=own_words)
+    prompt: str = "{question}"
+    train_answers: TrainAnswers = "most_common"
+    max_new_tokens: int = 16
+    limit: int | None = None
+    primary: ClassVar[str] = "accuracy"
+    names_picture: ClassVar[str] = "image_id"
+    """The field that `images` must mention."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_splits(self.splits)
+        check_numbers(self.max_new_tokens, self.limit)
+        check_template("questions", self.questions, ["split"])
+        check_template("images", self.images, ["split", self.names_picture], [self.names_picture])
+        check_template("prompt", self.prompt, ["question"], ["question"])
+        check_train_answers(self.train_answers)
+
+    def parse(self, text: str, example: Example) -> str:
+        """Return the text without outer space."""
+        return text.strip()
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the official VQA accuracy."""
+        return {"accuracy": VQAAccuracy()}
+
+    def row(self, question: Record, picture: Picture, answers: list[str], named: str | None = None) -> Example:
+        """Return a question as a row.
+
+        Args:
+            question: With its `question`.
+            picture: What it is about.
+            answers: What each person answered, at least one.
+            named: What the file calls the most common one, if it does.
+        """
+        return Example(
+            pictures=(picture,),
+            prompt=self.prompt.format(question=question.text("question")),
+            answers=taught(answers, self.train_answers, named),
+            reference=answers,
+            entry=f"{question.file}: {question.entry}",
+        )
 
 
 def check_train_answers(chosen: TrainAnswers) -> None:

@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
-
-from torchmetrics import Metric
 
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
+from moadapt.task import BadExample, Example
+from moadapt_tasks.describing import Describing
 from moadapt_tasks.marked_splits import check_marks, entries_of
-from moadapt_tasks.metrics.caption_metrics import caption_metrics
-from moadapt_tasks.patterns import check_numbers, check_template, split_word, template_fields
+from moadapt_tasks.patterns import check_template, split_word, template_fields
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import read_json, read_table
 from moadapt_tasks.records import Record, collect
@@ -29,7 +26,7 @@ def _marks() -> dict[str, Sequence[str]]:
 
 @TASKS.register("karpathy_captioning")
 @dataclass(frozen=True, kw_only=True)
-class KarpathyCaptioning(Task):
+class KarpathyCaptioning(Describing):
     """Describes pictures; one row a picture, with all its captions.
 
     Args:
@@ -47,20 +44,13 @@ class KarpathyCaptioning(Task):
         ValueError: A setting is out of range or a pattern mentions something else.
     """
 
-    captions: str
     images: str
     splits: Mapping[str, Sequence[str]] = field(default_factory=_marks)
-    prompt: str = "describe the picture"
-    max_new_tokens: int = 64
-    more_metrics: Sequence[str] = ()
-    limit: int | None = None
-    primary: ClassVar[str] = "cider_d"
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        super().__post_init__()
         check_marks(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
-        caption_metrics(self.more_metrics)
         check_template("images", self.images, ["filepath", "filename"], ["filename"])
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
@@ -71,14 +61,6 @@ class KarpathyCaptioning(Task):
         unusable: list[BadExample] = []
         examples, worse = collect(images, partial(self._example, Pictures(), unusable), self.limit)
         return examples, bad + unusable + worse
-
-    def parse(self, text: str, example: Example) -> str:
-        """Return the text without outer space."""
-        return text.strip()
-
-    def metrics(self) -> dict[str, Metric]:
-        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L, and those that were asked for beside."""
-        return caption_metrics(self.more_metrics)
 
     def _example(self, pictures: Pictures, unusable: list[BadExample], image: Record) -> Example:
         captions, bad = collect(image.records("sentences", "sentid"), lambda sentence: sentence.text("raw"))

@@ -4,27 +4,23 @@ One file a split with a clip a line, `{clip_id, vid_name, ts: [start, end], desc
 folders of frames. Li et al. 2021 (arXiv:2106.04632). Test splits are published without descriptions.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
-
-from torchmetrics import Metric
 
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
+from moadapt.task import BadExample, Example
+from moadapt_tasks.describing import Describing
 from moadapt_tasks.json_rows import read_rows
-from moadapt_tasks.metrics import BLEU, ROUGEL, CIDErD
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt_tasks.patterns import check_template, split_word
 from moadapt_tasks.reading import index
 from moadapt_tasks.records import Record, collect
-from moadapt_tasks.videos import Videos, check_video_prompt, check_videos
+from moadapt_tasks.videos import ShowingVideos, Videos
 
 
 @TASKS.register("video_captioning")
 @dataclass(frozen=True, kw_only=True)
-class VideoCaptioning(Task):
+class VideoCaptioning(Describing, ShowingVideos):
     """Describes videos, shown as several pictures; one row a clip, with all its captions.
 
     Args:
@@ -38,30 +34,21 @@ class VideoCaptioning(Task):
         splits: The word that stands for each of our splits in the patterns, such as `validation: val`.
         prompt: What to ask, maybe with `{subtitles}`.
         max_new_tokens: Longest caption to generate, in tokens.
+        more_metrics: Metrics beside CIDEr-D, BLEU and ROUGE-L, by the names of `moadapt list metrics`; `meteor` and
+            `spice` need Java.
         limit: Only the first so many usable rows of a split; later ones are not looked at.
 
     Raises:
         ValueError: A setting is out of range or a pattern mentions something else.
     """
 
-    captions: str
-    frames: str
-    num_frames: int = 8
-    frames_per_second: float | None = None
-    subtitles: str | None = None
-    splits: Mapping[str, str] = field(default_factory=own_words)
     prompt: str = "describe the video"
-    max_new_tokens: int = 64
-    limit: int | None = None
-    primary: ClassVar[str] = "cider_d"
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_splits(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
+        super().__post_init__()
+        self.check_videos()
         check_template("captions", self.captions, ["split"])
-        check_videos(self.frames, self.num_frames, self.frames_per_second)
-        check_video_prompt(self.prompt, self.subtitles, [])
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -69,19 +56,11 @@ class VideoCaptioning(Task):
         file = Path(self.captions.format(split=word))
         rows, unreadable = read_rows(file)
         clips = index(file, rows, "clip_id")
-        videos = Videos(self.frames, self.num_frames, self.frames_per_second, self.subtitles)
+        videos = self.videos()
         unusable: list[BadExample] = []
         make = partial(self._example, word, videos, unusable)
         examples, bad = collect(clips.rows.values(), make, self.limit)
         return examples, unreadable + clips.bad + videos.bad + unusable + bad
-
-    def parse(self, text: str, example: Example) -> str:
-        """Return the text without outer space."""
-        return text.strip()
-
-    def metrics(self) -> dict[str, Metric]:
-        """Return CIDEr-D, BLEU-1 to BLEU-4 and ROUGE-L."""
-        return {"cider_d": CIDErD(), "bleu": BLEU(), "rouge_l": ROUGEL()}
 
     def _example(self, word: str, videos: Videos, unusable: list[BadExample], clip: Record) -> Example:
         captions, bad = collect(clip.records("descs", "desc_id"), lambda each: each.text("desc"))

@@ -5,8 +5,7 @@ One file a split with a question a line, `{qid, vid_name, ts, q, a0, a1, ..., an
 (arXiv:2106.04632). Test splits are published without answers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
@@ -15,19 +14,19 @@ from typing import ClassVar
 from torchmetrics import Metric
 
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
+from moadapt.task import BadExample, Example
 from moadapt_tasks.json_rows import read_rows
 from moadapt_tasks.metrics import ChoiceAccuracy
 from moadapt_tasks.options import LETTERS, check_options, lettered, meant
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt_tasks.patterns import check_numbers, check_template, split_word
 from moadapt_tasks.reading import index
 from moadapt_tasks.records import Record, collect
-from moadapt_tasks.videos import Videos, check_video_prompt, check_videos
+from moadapt_tasks.videos import ShowingVideos, Videos
 
 
 @TASKS.register("video_qa")
 @dataclass(frozen=True, kw_only=True)
-class VideoQA(Task):
+class VideoQA(ShowingVideos):
     """Chooses among answers to a question about a video, shown as several pictures, by letter.
 
     Args:
@@ -48,11 +47,6 @@ class VideoQA(Task):
     """
 
     questions: str
-    frames: str
-    num_frames: int = 8
-    frames_per_second: float | None = None
-    subtitles: str | None = None
-    splits: Mapping[str, str] = field(default_factory=own_words)
     prompt: str = "{question}\n{options}\nAnswer with the letter of an option."
     max_new_tokens: int = 8
     limit: int | None = None
@@ -60,11 +54,9 @@ class VideoQA(Task):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_splits(self.splits)
         check_numbers(self.max_new_tokens, self.limit)
         check_template("questions", self.questions, ["split"])
-        check_videos(self.frames, self.num_frames, self.frames_per_second)
-        check_video_prompt(self.prompt, self.subtitles, ["question", "options"], ["options"])
+        self.check_videos(["question", "options"], ["options"])
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -72,7 +64,7 @@ class VideoQA(Task):
         file = Path(self.questions.format(split=word))
         rows, unreadable = read_rows(file)
         questions = index(file, rows, "qid")
-        videos = Videos(self.frames, self.num_frames, self.frames_per_second, self.subtitles)
+        videos = self.videos()
         examples, bad = collect(questions.rows.values(), partial(self._example, word, videos), self.limit)
         return examples, unreadable + questions.bad + videos.bad + bad
 

@@ -1,12 +1,13 @@
-"""What rows about videos show and quote: frames from folders, subtitles from a file."""
+"""What rows about videos show and quote: frames from folders, subtitles from a file; and the settings of both."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moadapt.picture import Picture
-from moadapt.task import BadExample
+from moadapt.task import BadExample, Task
 from moadapt_tasks.frames import FrameFolders, evenly, moment_of, within
-from moadapt_tasks.patterns import check_template, picture_path, template_fields
+from moadapt_tasks.patterns import check_splits, check_template, own_words, picture_path, template_fields
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.records import Record
 from moadapt_tasks.subtitles import read_subtitles, spoken
@@ -59,27 +60,50 @@ class Videos:
         return {"subtitles": spoken(self._said, row, None if self.frames_per_second is None else moment_of(row))}
 
 
-def check_videos(frames: str, num_frames: int, frames_per_second: float | None) -> None:
-    """Check what a task says of frames.
+@dataclass(frozen=True, kw_only=True)
+class ShowingVideos(Task):
+    """What tasks about videos share.
+
+    Args:
+        frames: Pattern of the folders of frames, with `{vid_name}` and maybe `{split}`.
+        num_frames: The most frames that a row shows, taken evenly.
+        frames_per_second: At which frames were taken; rows then show and quote their `ts` only. None for whole videos.
+        subtitles: File of what is said, for a prompt with `{subtitles}`.
+        splits: The word that stands for each of our splits in the patterns.
+        prompt: What to ask, maybe with `{subtitles}`.
 
     Raises:
-        ValueError: A number is out of range, or the pattern mentions something else.
+        ValueError: A setting is out of range or a pattern mentions something else.
     """
-    check_template("frames", frames, ["split", "vid_name"], ["vid_name"])
-    if num_frames < 1:
-        raise ValueError(f"`num_frames` is {num_frames}; give at least 1")
-    if frames_per_second is not None and not frames_per_second > 0:
-        raise ValueError(f"`frames_per_second` is {frames_per_second}; give a number above 0, or null for whole videos")
 
+    frames: str
+    num_frames: int = 8
+    frames_per_second: float | None = None
+    subtitles: str | None = None
+    splits: Mapping[str, str] = field(default_factory=own_words)
+    prompt: str
 
-def check_video_prompt(
-    prompt: str, subtitles: str | None, accepted: Collection[str], needed: Collection[str] = ()
-) -> None:
-    """Check a prompt, which mentions `{subtitles}` just where there is a file of them.
+    def check_videos(self, accepted: Collection[str] = (), needed: Collection[str] = ()) -> None:
+        """Check the settings, and a prompt, which mentions `{subtitles}` just where there is a file of them.
 
-    Raises:
-        ValueError: It mentions something else, or there is one without the other.
-    """
-    check_template("prompt", prompt, [*accepted, "subtitles"], needed)
-    if ("subtitles" in template_fields(prompt)) != (subtitles is not None):
-        raise ValueError(f"`prompt` is {prompt!r} and `subtitles` is {subtitles!r}; give both or neither")
+        Args:
+            accepted: What else the prompt may mention.
+            needed: Of which it must mention one, if there are any.
+
+        Raises:
+            ValueError: A number is out of range, or a pattern mentions something else.
+        """
+        check_splits(self.splits)
+        check_template("frames", self.frames, ["split", "vid_name"], ["vid_name"])
+        if self.num_frames < 1:
+            raise ValueError(f"`num_frames` is {self.num_frames}; give at least 1")
+        if self.frames_per_second is not None and not self.frames_per_second > 0:
+            given = self.frames_per_second
+            raise ValueError(f"`frames_per_second` is {given}; give a number above 0, or null for whole videos")
+        check_template("prompt", self.prompt, [*accepted, "subtitles"], needed)
+        if ("subtitles" in template_fields(self.prompt)) != (self.subtitles is not None):
+            raise ValueError(f"`prompt` is {self.prompt!r} and `subtitles` is {self.subtitles!r}; give both or neither")
+
+    def videos(self) -> Videos:
+        """Return what finds the videos of rows."""
+        return Videos(self.frames, self.num_frames, self.frames_per_second, self.subtitles)

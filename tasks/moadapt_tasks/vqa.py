@@ -4,19 +4,14 @@ A questions file `{"questions": [{question_id, image_id, question}]}` and an ann
 [{question_id, image_id, answers: [{answer}], multiple_choice_answer}]}` a split; ten people answer each question.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
-
-from torchmetrics import Metric
 
 from moadapt.registry import TASKS
-from moadapt.task import BadExample, Example, Task
-from moadapt_tasks.human_answers import TrainAnswers, check_train_answers, taught
-from moadapt_tasks.metrics import VQAAccuracy
-from moadapt_tasks.patterns import check_numbers, check_splits, check_template, own_words, split_word
+from moadapt.task import BadExample, Example
+from moadapt_tasks.human_answers import HumanAnswers
+from moadapt_tasks.patterns import check_template, split_word
 from moadapt_tasks.pictures import Pictures
 from moadapt_tasks.reading import Table, read_json, read_table
 from moadapt_tasks.records import Record, collect
@@ -24,7 +19,7 @@ from moadapt_tasks.records import Record, collect
 
 @TASKS.register("vqa")
 @dataclass(frozen=True, kw_only=True)
-class VQA(Task):
+class VQA(HumanAnswers):
     """Answers questions about pictures.
 
     Args:
@@ -42,25 +37,13 @@ class VQA(Task):
         ValueError: A setting is out of range or a pattern mentions something else.
     """
 
-    questions: str
     annotations: str
-    images: str
-    splits: Mapping[str, str] = field(default_factory=own_words)
-    prompt: str = "{question}"
-    train_answers: TrainAnswers = "most_common"
     max_new_tokens: int = 12
-    limit: int | None = None
-    primary: ClassVar[str] = "accuracy"
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_splits(self.splits)
-        check_numbers(self.max_new_tokens, self.limit)
-        check_template("questions", self.questions, ["split"])
+        super().__post_init__()
         check_template("annotations", self.annotations, ["split"])
-        check_template("images", self.images, ["split", "image_id"], ["image_id"])
-        check_template("prompt", self.prompt, ["question"], ["question"])
-        check_train_answers(self.train_answers)
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
         """Read one split; see `Task.read`."""
@@ -72,28 +55,15 @@ class VQA(Task):
         examples, bad = collect(questions.rows.values(), make, self.limit)
         return examples, questions.bad + annotations.bad + strays + bad
 
-    def parse(self, text: str, example: Example) -> str:
-        """Return the text without outer space."""
-        return text.strip()
-
-    def metrics(self) -> dict[str, Metric]:
-        """Return the official VQA accuracy."""
-        return {"accuracy": VQAAccuracy()}
-
     def _example(self, word: str, annotations: Table, pictures: Pictures, question: Record) -> Example:
-        asked, image_id = question.text("question"), question.identifier("image_id")
+        image_id = question.identifier("image_id")
         annotation = annotations.find("question_id", question)
         if "image_id" in annotation and annotation.identifier("image_id") != image_id:
             raise annotation.wrong(f"its image_id is not {image_id!r}, that of its question in {question.file}")
         answers = annotation.texts("answers", "answer")
         named = annotation.text("multiple_choice_answer") if "multiple_choice_answer" in annotation else None
-        return Example(
-            pictures=(pictures.find(self.images, question, split=word, image_id=image_id),),
-            prompt=self.prompt.format(question=asked),
-            answers=taught(answers, self.train_answers, named),
-            reference=answers,
-            entry=f"{question.file}: {question.entry}",
-        )
+        picture = pictures.find(self.images, question, split=word, image_id=image_id)
+        return self.row(question, picture, answers, named)
 
 
 def _table(file: str, under: str) -> Table:

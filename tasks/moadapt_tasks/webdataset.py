@@ -14,10 +14,11 @@ from glob import glob
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from moadapt.registry import TASKS
 from moadapt.task import BadExample, Example
+from moadapt_tasks.late_rows import LateRows
 from moadapt_tasks.own_rows import OwnRows
 from moadapt_tasks.patterns import check_template, split_word
 from moadapt_tasks.pictures import Pictures, StoredPicture
@@ -59,7 +60,7 @@ class WebDataset(OwnRows):
         return _Samples(self, word, shards), []
 
 
-class _Samples(Sequence[Example]):
+class _Samples(LateRows):
     """The samples of some shards, one shard after the other."""
 
     def __init__(self, task: WebDataset, word: str, shards: Sequence[Path]) -> None:
@@ -67,17 +68,10 @@ class _Samples(Sequence[Example]):
         self.starts = [sample_starts(shard) for shard in shards]
         self.ends = list(accumulate(len(starts) - 1 for starts in self.starts))
 
-    def __len__(self) -> int:
-        return self.ends[-1] if self.task.limit is None else min(self.ends[-1], self.task.limit)
+        super().__init__(self.ends[-1], task.limit)
 
-    @overload
-    def __getitem__(self, row: int) -> Example: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Example]: ...
-    def __getitem__(self, row: int | slice) -> Example | Sequence[Example]:
-        if isinstance(row, slice):
-            return [self[each] for each in range(len(self))[row]]
-        row = range(len(self))[row]
+    def at(self, row: int) -> Example:
+        """Read one sample."""
         shard = bisect_right(self.ends, row)
         within = row - self.ends[shard] + len(self.starts[shard]) - 1
         start, end = self.starts[shard][within : within + 2].tolist()

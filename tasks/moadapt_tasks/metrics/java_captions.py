@@ -4,9 +4,11 @@ import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from moadapt_tasks.metrics.caption_tokens import spaced_caption_tokens
+from moadapt_tasks.metrics.kept_rows import KeptRows
+from moadapt_tasks.metrics.rows import check_text_rows
 
 
 class Program(Protocol):
@@ -55,3 +57,41 @@ def corpus_score(program: Program, rows: Sequence[Sequence[str]]) -> float:
     references = {row: list(texts) for row, (_, *texts) in enumerate(rows)}
     score, _ = program.compute_score(references, preds)
     return float(score)
+
+
+class JavaCaptions(KeptRows):
+    """Captions kept until the end, when each process runs a program over those of all processes.
+
+    Args:
+        **kwargs: Options of every torchmetrics metric.
+
+    Raises:
+        ValueError: `pycocoevalcap`, Java or what else the program needs is missing.
+    """
+
+    label: ClassVar[str]
+    """What the metric is called, for messages."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.require(require_java(self.label))
+
+    def require(self, package: Path) -> None:
+        """Require what the program needs beside the package and Java; nothing by itself.
+
+        Args:
+            package: The folder of `pycocoevalcap`.
+        """
+
+    def update(self, preds: list[str], references: list[list[str]]) -> None:
+        """Add captions.
+
+        Args:
+            preds: B predicted captions.
+            references: The references of each, at least one.
+
+        Raises:
+            ValueError: The lengths differ or a row has no references.
+        """
+        check_text_rows(preds, references, "references")
+        self.keep(tokenised(preds, references))

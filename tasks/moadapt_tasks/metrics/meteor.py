@@ -5,18 +5,16 @@ optional package `pycocoevalcap` brings along: `pip install moadapt[java]`.
 """
 
 import math
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 
 from moadapt.registry import TEXT_METRICS
-from moadapt_tasks.metrics.java_captions import corpus_score, require_java, tokenised
-from moadapt_tasks.metrics.kept_rows import KeptRows
-from moadapt_tasks.metrics.rows import check_text_rows
+from moadapt_tasks.metrics.java_captions import JavaCaptions, corpus_score
 
 
 @TEXT_METRICS.register("meteor")
-class METEOR(KeptRows):
+class METEOR(JavaCaptions):
     """METEOR of a corpus of captions; needs Java and the package's extra `java`.
 
     All captions are kept until the end, when each process runs the program over those of all processes.
@@ -28,22 +26,7 @@ class METEOR(KeptRows):
         ValueError: `pycocoevalcap` or Java is missing.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        require_java("METEOR")
-
-    def update(self, preds: list[str], references: list[list[str]]) -> None:
-        """Add captions.
-
-        Args:
-            preds: B predicted captions.
-            references: The references of each, at least one.
-
-        Raises:
-            ValueError: The lengths differ or a row has no references.
-        """
-        check_text_rows(preds, references, "references")
-        self.keep(tokenised(preds, references))
+    label: ClassVar[str] = "METEOR"
 
     def compute(self) -> Tensor:
         """Return the corpus's score, 0 to 1; nan where no captions were given."""

@@ -7,20 +7,19 @@ moadapt[java]`. The models of its parser come from elsewhere, once: `python -m p
 
 import math
 import subprocess
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from moadapt.registry import TEXT_METRICS
-from moadapt_tasks.metrics.java_captions import corpus_score, require_java, tokenised
-from moadapt_tasks.metrics.kept_rows import KeptRows
-from moadapt_tasks.metrics.rows import check_text_rows
+from moadapt_tasks.metrics.java_captions import JavaCaptions, corpus_score
 
 PARSER = "spice/lib/stanford-corenlp-3.6.0.jar"
 
 
 @TEXT_METRICS.register("spice")
-class SPICE(KeptRows):
+class SPICE(JavaCaptions):
     """Mean SPICE of captions; needs Java 8 or 11, the package's extra `java` and the parser's models.
 
     All captions are kept until the end, when each process runs the program over those of all processes.
@@ -32,27 +31,15 @@ class SPICE(KeptRows):
         ValueError: `pycocoevalcap`, Java or the parser is missing.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        parser = require_java("SPICE") / PARSER
-        if not parser.is_file():
+    label: ClassVar[str] = "SPICE"
+
+    def require(self, package: Path) -> None:
+        """Require the parser."""
+        if not (package / PARSER).is_file():
             raise ValueError(
-                f"SPICE's parser is not at {parser}; download it once, with its models of about 400 MB: "
+                f"SPICE's parser is not at {package / PARSER}; download it once, with its models of about 400 MB: "
                 "`python -m pycocoevalcap.spice.get_stanford_models`"
             )
-
-    def update(self, preds: list[str], references: list[list[str]]) -> None:
-        """Add captions.
-
-        Args:
-            preds: B predicted captions.
-            references: The references of each, at least one.
-
-        Raises:
-            ValueError: The lengths differ or a row has no references.
-        """
-        check_text_rows(preds, references, "references")
-        self.keep(tokenised(preds, references))
 
     def compute(self) -> Tensor:
         """Return the mean over captions, 0 to 1; nan where no captions were given.
