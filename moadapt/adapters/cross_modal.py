@@ -61,6 +61,7 @@ class CrossModal(FamilySpec):
     routes: ClassVar = frozenset({"row", "token", "heads"})
     mergeable: ClassVar = False
     reads_prompt: ClassVar = True
+    cross_modal: ClassVar = True
 
     def __post_init__(self) -> None:
         """Check rank and directions."""

@@ -44,6 +44,9 @@ class FamilySpec(ABC):
     causal: ClassVar[bool] = True
     """Whether tokens read no later ones outside the prompt; if they do, it sits only where attention is not causal."""
 
+    cross_modal: ClassVar[bool] = False
+    """Whether modalities read each other through it, which trains best at rates of its own."""
+
     standalone: ClassVar[bool] = True
     """Whether what it adds follows from a site's input and output, so that a bank can be run by itself.
 

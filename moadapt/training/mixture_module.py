@@ -320,7 +320,8 @@ class MixtureModule(TaskModule):
             for name, parameter in bank.named_parameters():
                 if parameter.requires_grad:
                     kind = "expert" if name in stacked else "shared"
-                    found[parameter] = Role(site.tower, kind, rates.get(name, 1.0), name not in undecayed)
+                    crosses = bank.family.cross_modal
+                    found[parameter] = Role(site.tower, kind, rates.get(name, 1.0), name not in undecayed, crosses)
         return found | {p: Role(ROUTER, ROUTER) for p in self.mixture.routers.parameters() if p.requires_grad}
 
     def stacks(self) -> list[dict[nn.Parameter, Tensor]]:

@@ -10,6 +10,10 @@ from torch import nn
 from moadapt.towers import TOWERS
 
 ROUTER = "router"
+CROSS_MODAL = "cross_modal"
+KINDS = ("shared", "expert", CROSS_MODAL)
+RECIPE = {"vision": 1e-4, "language": 2e-4, CROSS_MODAL: 5e-5}
+"""Peak rates by default, as published for adapters in both towers and between them; all else has that of language."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,12 @@ class Optimization:
     """Settings of the optimiser.
 
     Args:
-        learning_rate: Peak rate of whatever has no rate of its own below.
+        learning_rate: Peak rate of whatever has no rate of its own below; None is a recipe: 1e-4 for adapters in the
+            vision tower, 5e-5 for cross-modal ones, 2e-4 for all others and for routers.
         router_learning_rate: Peak rate of routers.
         tower_learning_rates: Peak rates of the adapters in a tower: `vision`, `connector`, `language`.
+        kind_learning_rates: Peak rates of adapters by what they are, which go before those of towers: `shared`,
+            `expert`, and before these `cross_modal`; with a tower before it, `vision/shared`, it goes before all.
         weight_decay: Decay of matrices; vectors, such as biases, are not decayed.
         betas: AdamW's decays of its two moments.
         warmup: How long the rates rise: a share of all steps below 1, or a number of steps.
@@ -29,9 +36,10 @@ class Optimization:
         ValueError: A tower is unknown, or a number is out of range.
     """
 
-    learning_rate: float = 2e-4
+    learning_rate: float | None = None
     router_learning_rate: float | None = None
     tower_learning_rates: dict[str, float] | None = None
+    kind_learning_rates: dict[str, float] | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.03
@@ -39,24 +47,36 @@ class Optimization:
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
-        unknown = sorted(set(self.tower_learning_rates or {}) - set(TOWERS))
-        if unknown:
+        by_tower, by_kind = self.tower_learning_rates or {}, self.kind_learning_rates or {}
+        if unknown := sorted(set(by_tower) - set(TOWERS)):
             raise ValueError(f"tower_learning_rates names {', '.join(unknown)}; towers are {', '.join(TOWERS)}")
-        rates = [self.learning_rate, self.router_learning_rate or 1, *(self.tower_learning_rates or {}).values()]
-        if min(rates) <= 0 or min(self.weight_decay, self.warmup) < 0:
+        if unknown := sorted(set(by_kind) - {*KINDS, *(f"{tower}/{kind}" for tower in TOWERS for kind in KINDS)}):
+            raise ValueError(
+                f"kind_learning_rates names {', '.join(unknown)}; kinds are {', '.join(KINDS)}, each also with a tower "
+                f"before it, as in vision/shared; routers have router_learning_rate"
+            )
+        alone = [rate for rate in (self.learning_rate, self.router_learning_rate) if rate is not None]
+        if min([*alone, *by_tower.values(), *by_kind.values(), 1]) <= 0 or min(self.weight_decay, self.warmup) < 0:
             raise ValueError(f"{self} is out of range; learning rates are above 0, weight_decay and warmup at least 0")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; give cosine or constant")
 
-    def rate(self, tower: str) -> float:
-        """Return the peak learning rate of a tower's adapters, or of routers.
+    def rate(self, role: "Role") -> float:
+        """Return the peak learning rate of parameters: the most specific one that is given.
 
         Args:
-            tower: Name of a tower, or `router`.
+            role: What they are; its own factor is left out.
         """
-        if tower == ROUTER:
-            return self.router_learning_rate or self.learning_rate
-        return (self.tower_learning_rates or {}).get(tower, self.learning_rate)
+        kinds = ([CROSS_MODAL] if role.cross_modal else []) + [role.kind]
+        given = {
+            **(self.tower_learning_rates or {}),
+            **(self.kind_learning_rates or {}),
+            **({} if self.router_learning_rate is None else {ROUTER: self.router_learning_rate}),
+        }
+        own = [f"{role.tower}/{kind}" for kind in kinds]
+        found = next((given[name] for name in (*own, *kinds, role.tower) if name in given), self.learning_rate)
+        part = CROSS_MODAL if role.cross_modal else role.tower
+        return RECIPE.get(part, RECIPE["language"]) if found is None else found
 
     def factor(self, step: int, steps: float) -> float:
         """Return what the peak rates are multiplied by in a step.
@@ -80,14 +100,16 @@ class Role:
     Args:
         tower: The tower of its site, or `router`.
         kind: `shared`, `expert` or `router`; for a plain peft model `adapter`.
-        factor: Of its tower's learning rate.
+        factor: Of its learning rate.
         decays: Whether weight decay may act on it, if it is no vector.
+        cross_modal: Whether it belongs to an adapter through which modalities read each other.
     """
 
     tower: str
     kind: str
     factor: float = 1.0
     decays: bool = True
+    cross_modal: bool = False
 
 
 def parameter_groups(roles: Mapping[nn.Parameter, Role], settings: Optimization) -> list[dict[str, Any]]:
@@ -103,9 +125,10 @@ def parameter_groups(roles: Mapping[nn.Parameter, Role], settings: Optimization)
     groups: dict[str, dict[str, Any]] = {}
     for parameter, role in roles.items():
         decays = role.decays and parameter.ndim > 1
-        name = "/".join(dict.fromkeys([role.tower, role.kind])) + ("" if decays else "/vectors")
+        parts = [role.tower, *([CROSS_MODAL] if role.cross_modal else []), role.kind]
+        name = "/".join(dict.fromkeys(parts)) + ("" if decays else "/vectors")
         name += "" if role.factor == 1 else f"/x{role.factor:g}"
-        rate, decay = settings.rate(role.tower) * role.factor, settings.weight_decay if decays else 0.0
+        rate, decay = settings.rate(role) * role.factor, settings.weight_decay if decays else 0.0
         fresh = {"params": [], "lr": rate, "weight_decay": decay, "name": name}
         groups.setdefault(name, fresh)["params"].append(parameter)
     return list(groups.values())

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from moadapt.adapters import CrossModal, LoRA
+from moadapt.placement import Placement
+from moadapt.training import MixtureModule
 from moadapt.training.optimization import Optimization, Role, check_groups, parameter_groups
+from moadapt_routers import TopK
 
 
 def test_groups_have_the_rates_of_tower_and_kind_and_leave_vectors_undecayed() -> None:
@@ -25,6 +29,61 @@ def test_groups_have_the_rates_of_tower_and_kind_and_leave_vectors_undecayed() -
         "router/vectors": (3e-5, 0.0),
     }
     check_groups(groups.values(), model)
+
+
+RECIPE = {
+    ("vision", False): 1e-4, ("vision", True): 5e-5, ("language", False): 2e-4, ("language", True): 5e-5,
+    ("connector", False): 2e-4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "rate"), RECIPE.items())
+@pytest.mark.parametrize("kind", ["shared", "expert"])
+def test_without_a_rate_adapters_have_those_of_the_recipe(place: tuple[str, bool], rate: float, kind: str) -> None:
+    tower, crosses = place
+    assert Optimization().rate(Role(tower, kind, cross_modal=crosses)) == rate
+    assert Optimization().rate(Role("router", "router")) == 2e-4
+    assert Optimization(learning_rate=3e-3).rate(Role(tower, kind, cross_modal=crosses)) == 3e-3
+
+
+def test_the_most_specific_rate_counts() -> None:
+    settings = Optimization(
+        learning_rate=1e-1,
+        tower_learning_rates={"vision": 1e-2},
+        kind_learning_rates={"shared": 1e-3, "vision/expert": 1e-4, "cross_modal": 1e-5, "language/cross_modal": 1e-6},
+    )
+    expected = {
+        Role("connector", "expert"): 1e-1,
+        Role("vision", "adapter"): 1e-2,
+        Role("language", "shared"): 1e-3,
+        Role("vision", "shared"): 1e-3,
+        Role("vision", "expert"): 1e-4,
+        Role("vision", "expert", cross_modal=True): 1e-4,
+        Role("vision", "shared", cross_modal=True): 1e-5,
+        Role("language", "shared", cross_modal=True): 1e-6,
+        Role("router", "router"): 1e-1,
+    }
+    assert {role: settings.rate(role) for role in expected} == expected
+
+
+def test_a_mixture_tells_towers_kinds_and_cross_modal_adapters_apart(base: str) -> None:
+    both = Placement(towers=("vision", "language"))
+    module = MixtureModule(base, {"a": LoRA(rank=2, placement=both), "b": CrossModal(rank=2)}, LoRA(), TopK())
+    module.configure_model()
+    groups = parameter_groups(module.roles(), module.optimization)
+    check_groups(groups, module)
+    matrices = {group["name"]: group["lr"] for group in groups if not group["name"].endswith("vectors")}
+    assert matrices == {
+        "vision/expert": 1e-4,
+        "language/expert": 2e-4,
+        "language/shared": 2e-4,
+        "language/cross_modal/expert": 5e-5,
+        "router": 2e-4,
+    }
+    gates = [p for _, bank in module.mixture.banks() for name, p in bank.named_parameters() if "gate" in name]
+    undecayed = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    assert gates
+    assert {id(gate) for gate in gates} <= undecayed
 
 
 def test_a_parameter_in_no_group_or_in_two_is_noticed() -> None:
@@ -53,10 +112,19 @@ def test_a_constant_schedule_stays_also_without_an_end() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"tower_learning_rates": {"visoin": 1e-4}}, {"learning_rate": 0.0}, {"weight_decay": -1}, {"schedule": "step"}],
+    [
+        {"tower_learning_rates": {"visoin": 1e-4}},
+        {"kind_learning_rates": {"experts": 1e-4}},
+        {"kind_learning_rates": {"vision/router": 1e-4}},
+        {"kind_learning_rates": {"shared": 0.0}},
+        {"learning_rate": 0.0},
+        {"router_learning_rate": 0.0},
+        {"weight_decay": -1},
+        {"schedule": "step"},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"towers are vision|above 0|cosine or constant"):
+    with pytest.raises(ValueError, match=r"towers are vision|kinds are shared|above 0|cosine or constant"):
         Optimization(**wrong)  # type: ignore[arg-type]
 
 
