@@ -49,6 +49,10 @@ class Tower:
             yield first, count
             first += count
 
+    def depth(self, layer: int) -> float:
+        """Return how far up its stack a block begins, from 0 to below 1."""
+        return next((layer - first) / count for first, count in self.starts() if first <= layer < first + count)
+
 
 def find_towers(base: PreTrainedModel) -> Iterator[Tower]:
     """Find the towers of a base, connectors first, as they may lie inside other towers.

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
-from moadapt.training.optimization import Optimization, Role
+from moadapt.training.optimization import Optimization
+from moadapt.training.roles import Role
 from moadapt.training.scores import Answered
 
 

@@ -5,5 +5,6 @@ from moadapt.training.keep_last import KeepLast, Stopped
 from moadapt.training.mixture_module import MixtureModule
 from moadapt.training.optimization import Optimization
 from moadapt.training.peft_module import PeftModule
+from moadapt.training.unfreezing import Stage
 
-__all__ = ["KeepLast", "MixedTasks", "MixtureModule", "Optimization", "PeftModule", "Stopped"]
+__all__ = ["KeepLast", "MixedTasks", "MixtureModule", "Optimization", "PeftModule", "Stage", "Stopped"]

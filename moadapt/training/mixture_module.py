@@ -28,9 +28,10 @@ from moadapt.tracing import Observation
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
 from moadapt.training.noise import shared_noise
-from moadapt.training.optimization import ROUTER, Optimization, Role
+from moadapt.training.optimization import Optimization
 from moadapt.training.optimizer import ExpertAdamW, add_gradients
 from moadapt.training.penalties import routing_values
+from moadapt.training.roles import ROUTER, Role
 from moadapt.training.teaching import check_tasks, check_taught, log_prob_of
 
 
@@ -315,13 +316,15 @@ class MixtureModule(TaskModule):
     def roles(self) -> dict[nn.Parameter, Role]:
         """Return shared and expert parameters with the tower of their site, and those of routers."""
         found: dict[nn.Parameter, Role] = {}
+        parts = self.mixture.anatomy
         for site, bank in self.mixture.banks():
+            depth = None if site.layer is None else parts.tower(site.tower).depth(site.layer)
             stacked, rates, undecayed = bank.expert_rows(), bank.rates(), bank.undecayed()
             for name, parameter in bank.named_parameters():
                 if parameter.requires_grad:
                     kind = "expert" if name in stacked else "shared"
-                    crosses = bank.family.cross_modal
-                    found[parameter] = Role(site.tower, kind, rates.get(name, 1.0), name not in undecayed, crosses)
+                    own = rates.get(name, 1.0), name not in undecayed
+                    found[parameter] = Role(site.tower, kind, *own, bank.family.cross_modal, depth)
         return found | {p: Role(ROUTER, ROUTER) for p in self.mixture.routers.parameters() if p.requires_grad}
 
     def stacks(self) -> list[dict[nn.Parameter, Tensor]]:

@@ -16,9 +16,11 @@ from moadapt.training.batch import Batch
 from moadapt.training.data import MixedTasks
 from moadapt.training.loss import answer_logits, row_losses
 from moadapt.training.noise import keyed_noise
-from moadapt.training.optimization import Optimization, Role, check_groups, parameter_groups
+from moadapt.training.optimization import Optimization, check_groups, parameter_groups
 from moadapt.training.optimizer import ExpertAdamW
+from moadapt.training.roles import Role
 from moadapt.training.scores import Answered, Scores
+from moadapt.training.unfreezing import Unfreezing, drop_gradients
 
 
 class TaskModule(lightning.LightningModule, ABC):
@@ -53,6 +55,7 @@ class TaskModule(lightning.LightningModule, ABC):
         self._scores: Scores | None = None
         self._nominal: Tensor | None = None
         self._tokens: Tensor | None = None
+        self._unfreezing: Unfreezing | None = None
 
     @abstractmethod
     def build(self, base: PreTrainedModel) -> nn.Module:
@@ -153,6 +156,14 @@ class TaskModule(lightning.LightningModule, ABC):
                         parameter.grad.mul_(factor.to(parameter.grad.dtype))
         self._nominal = None
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Leave out what stands still yet, then clip what is left."""
+        assert self._unfreezing is not None, "optimizers were configured"
+        drop_gradients(self._unfreezing.still(self.trainer.global_step, self.trainer.current_epoch))
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the loss of the step and of each task in it, and now and then what the adapters tell."""
         losses, counts = self.task_sums.tolist()
@@ -169,7 +180,10 @@ class TaskModule(lightning.LightningModule, ABC):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf") and self.optimization.schedule == "cosine":
             raise ValueError("a cosine needs an end; give the trainer max_steps or max_epochs, or schedule: constant")
-        groups = parameter_groups(self.roles(), self.optimization)
+        roles, epochs = self.roles(), self.trainer.max_epochs
+        ends = epochs if epochs is not None and epochs >= 0 else None
+        self._unfreezing = Unfreezing(self.optimization.unfreezing, roles, steps, ends)
+        groups = parameter_groups(roles, self.optimization)
         check_groups(groups, self)
         optimizer = ExpertAdamW(groups, self.stacks(), betas=self.optimization.betas)
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimization.factor(step, steps))

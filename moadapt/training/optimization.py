@@ -8,10 +8,9 @@ from typing import Any, Literal
 from torch import nn
 
 from moadapt.towers import TOWERS
+from moadapt.training.roles import CROSS_MODAL, KINDS, ROUTER, Role
+from moadapt.training.unfreezing import Stage
 
-ROUTER = "router"
-CROSS_MODAL = "cross_modal"
-KINDS = ("shared", "expert", CROSS_MODAL)
 RECIPE = {"vision": 1e-4, "language": 2e-4, CROSS_MODAL: 5e-5}
 """Peak rates by default, as published for adapters in both towers and between them; all else has that of language."""
 
@@ -31,6 +30,7 @@ class Optimization:
         betas: AdamW's decays of its two moments.
         warmup: How long the rates rise: a share of all steps below 1, or a number of steps.
         schedule: What they do then: fall to 0 along a cosine, or stay.
+        unfreezing: What stands still at first, and from when on it moves; all else trains from the start.
 
     Raises:
         ValueError: A tower is unknown, or a number is out of range.
@@ -44,6 +44,7 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
+    unfreezing: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -61,7 +62,7 @@ class Optimization:
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; give cosine or constant")
 
-    def rate(self, role: "Role") -> float:
+    def rate(self, role: Role) -> float:
         """Return the peak learning rate of parameters: the most specific one that is given.
 
         Args:
@@ -91,25 +92,6 @@ class Optimization:
         if self.schedule == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
-
-
-@dataclass(frozen=True)
-class Role:
-    """What a trained parameter is.
-
-    Args:
-        tower: The tower of its site, or `router`.
-        kind: `shared`, `expert` or `router`; for a plain peft model `adapter`.
-        factor: Of its learning rate.
-        decays: Whether weight decay may act on it, if it is no vector.
-        cross_modal: Whether it belongs to an adapter through which modalities read each other.
-    """
-
-    tower: str
-    kind: str
-    factor: float = 1.0
-    decays: bool = True
-    cross_modal: bool = False
 
 
 def parameter_groups(roles: Mapping[nn.Parameter, Role], settings: Optimization) -> list[dict[str, Any]]:

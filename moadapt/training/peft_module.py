@@ -11,7 +11,8 @@ from moadapt.sites import anatomy
 from moadapt.towers import Tower
 from moadapt.training.batch import Batch
 from moadapt.training.module import TaskModule
-from moadapt.training.optimization import Optimization, Role
+from moadapt.training.optimization import Optimization
+from moadapt.training.roles import Role
 
 
 class PeftModule(TaskModule):

@@ -10,8 +10,9 @@ import moadapt
 from moadapt.adapters import Adapter, Bank, LoRA
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.sites import Site
-from moadapt.training.optimization import Optimization, Role, parameter_groups
+from moadapt.training.optimization import Optimization, parameter_groups
 from moadapt.training.optimizer import ExpertAdamW
+from moadapt.training.roles import Role
 from moadapt_routers import Constant
 from tests.models import randomize, tiny_llama
 

@@ -7,7 +7,8 @@ from torch import nn
 from moadapt.adapters import CrossModal, LoRA
 from moadapt.placement import Placement
 from moadapt.training import MixtureModule
-from moadapt.training.optimization import Optimization, Role, check_groups, parameter_groups
+from moadapt.training.optimization import Optimization, check_groups, parameter_groups
+from moadapt.training.roles import Role
 from moadapt_routers import TopK
 
 
