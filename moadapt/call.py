@@ -59,7 +59,7 @@ class Call:
         task_ids: Index of each row's task, (B,).
         available: Which experts routers may choose, (E,).
         progress: How much of the training is over, a scalar; None where nothing is trained.
-        noise: What routers draw from that draw the same on all processes.
+        noise: For each place what its router draws from where all processes draw the same.
         memories: What a bank keeps of the prompt for the passes that continue its cache, by module path; row axis
             first.
         encoded: Which of the tokens that an encoder read are prompt, (B, T), and which of these stand for images, where
@@ -82,7 +82,7 @@ class Call:
     task_ids: Tensor | None = None
     available: Tensor | None = None
     progress: Tensor | None = None
-    noise: torch.Generator | None = None
+    noise: Mapping[str, torch.Generator] | None = None
     memories: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     encoded: tuple[Tensor, Tensor | None] | None = None
     text_features: Tensor | None = None

@@ -77,7 +77,7 @@ class CallContext:
         self.override: Routing | None = None
         self.available: Tensor | None = None
         self.progress: Tensor | None = None
-        self.noise: torch.Generator | None = None
+        self.noise: Mapping[str, torch.Generator] | None = None
         self.traces: list[Trace] = []
         self.observers: list[Callable[[Observation], None]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}

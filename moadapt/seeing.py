@@ -33,7 +33,7 @@ def see(call: Call, place: Place, hidden: Tensor | None, *, by_sequence: bool, r
         available=call.available,
         progress=call.progress,
         tower=place.tower,
-        noise=call.noise,
+        noise=None if call.noise is None else call.noise[place.name],
     )
     if hidden is None:
         return given

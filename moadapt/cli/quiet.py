@@ -18,6 +18,7 @@ def quiet() -> None:
         r"Found \d+ module\(s\) in eval mode",  # the frozen base, on purpose
         r"The number of training batches",
         r"You're resuming from a checkpoint that ended before",  # our loader knows its place
+        r"It is recommended to use `self.log",  # all processes log the same, which counts the rows of all of them
         r"Couldn't infer the batch indices",  # a batch knows its rows itself
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         r"`is_gradient_checkpointing` is deprecated",

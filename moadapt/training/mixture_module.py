@@ -196,6 +196,7 @@ class MixtureModule(TaskModule):
         Raises:
             ValueError: They do not, or nothing teaches the routers.
         """
+        super().on_train_start()
         check_taught(self.router, self.mixture, self._judges.values())
         for objective in self._judges.values():
             objective.check(self.mixture, tuple(self.data.tasks))
@@ -212,7 +213,8 @@ class MixtureModule(TaskModule):
         """
         context, step = self.mixture.context, self.trainer.global_step
         share = min(1.0, step / self.trainer.estimated_stepping_batches)
-        context.progress, context.noise = torch.tensor(share, device=self.device), shared_noise(self.seed, step)
+        places = [place.name for place in self.mixture.places]
+        context.progress, context.noise = torch.tensor(share, device=self.device), shared_noise(places, self.seed, step)
         try:
             return super().training_step(batch, batch_idx)
         finally:

@@ -2,12 +2,14 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from moadapt.bases import load_base
@@ -18,6 +20,7 @@ from moadapt.training.loss import answer_logits, row_losses
 from moadapt.training.noise import keyed_noise
 from moadapt.training.optimization import Optimization, check_groups, parameter_groups
 from moadapt.training.optimizer import ExpertAdamW
+from moadapt.training.reduction import add_up_gradients
 from moadapt.training.roles import Role
 from moadapt.training.scores import Answered, Scores
 from moadapt.training.unfreezing import Unfreezing, drop_gradients
@@ -141,7 +144,31 @@ class TaskModule(lightning.LightningModule, ABC):
         penalty = self.penalty(tokens)
         if penalty is not None:  # of accumulated batches each counts by its tokens, as the loss does
             loss = loss + penalty * (tokens / self._nominal)
-        return loss * self.trainer.world_size  # processes' gradients are averaged, and each has its share alone
+        return loss
+
+    def on_train_start(self) -> None:
+        """Take the gradients of all processes over from DDP; see `moadapt.training.reduction`."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.require_backward_grad_sync = False  # what its `no_sync` sets
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take a step with the gradients of all processes.
+
+        They are added up before anything looks at them: what scales them for half precision, the norm, what clips.
+        """
+        assert optimizer_closure is not None, "Lightning gives one"
+
+        def closure() -> Any:
+            loss = optimizer_closure()
+            if self.trainer.world_size > 1:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                add_up_gradients(parameters, partial(self.trainer.strategy.reduce, reduce_op="sum"))
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn accumulated gradients into those of the mean over all their tokens."""

@@ -21,16 +21,19 @@ def keyed_noise(device: torch.device, *key: int) -> Iterator[None]:
         yield
 
 
-def shared_noise(*key: int) -> torch.Generator:
-    """Return a source of random numbers on the CPU that is the same on every process.
+def shared_noise(names: Sequence[str], *key: int) -> dict[str, torch.Generator]:
+    """Return for each name a source of random numbers on the CPU that is the same on every process.
 
-    It is none of those that `keyed_noise` makes, to which a key with zeros behind it is the same key.
+    Each has its own, as processes need not come to the same places. They are none of those that `keyed_noise` makes, to
+    which a key with zeros behind it is the same key.
 
     Args:
+        names: Such as those of a mixture's places, in the same order on every process.
         key: Whole numbers from 0, such as seed and step.
     """
-    return torch.Generator().manual_seed(_seed(key, spawn_key=(0,)))
+    seeds = np.random.SeedSequence(key, spawn_key=(0,)).generate_state(max(1, len(names)), np.uint64)
+    return {name: torch.Generator().manual_seed(int(seed)) for name, seed in zip(names, seeds, strict=False)}
 
 
-def _seed(key: Sequence[int], spawn_key: Sequence[int] = ()) -> int:
-    return int(np.random.SeedSequence(key, spawn_key=spawn_key).generate_state(1, np.uint64)[0])
+def _seed(key: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

@@ -47,7 +47,9 @@ def routing_values(
     }
     counts = torch.stack([torch.stack([routed.count for routed in here]).sum() for here in places.values()])
     parts = [counts, *own.values()]
-    flat = torch.cat([part.float() if part.dtype.itemsize < 4 else part for part in parts])
+    # one number type on all processes, whichever places each of them reached
+    exact = torch.promote_types(mixture.base.dtype, torch.float32)
+    flat = torch.cat([part.to(exact) for part in parts])
     whole = flat + (reduce(flat.detach()) - flat.detach())  # the value is global, the gradient this process's
     counts, *parts = torch.split(whole, [len(part) for part in parts])
     sums = dict(zip(own, parts, strict=True))

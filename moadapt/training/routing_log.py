@@ -42,7 +42,7 @@ class LogRouting(Callback):
         self._before: dict[tuple[str, int], Tensor] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._watching = ExitStack()
-        self._dropped = measures.DroppedTokens()
+        self._dropped, self._measured_drops = measures.DroppedTokens(), False
         self._batch = 0
         self._task_ids = torch.empty(0)
         self._tasks: tuple[str, ...] = ()
@@ -52,17 +52,18 @@ class LogRouting(Callback):
         """Watch what routers drop in a step that is logged."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0 and isinstance(pl_module, MixtureModule):
-            self._dropped = measures.DroppedTokens().to(pl_module.device)
+            self._dropped, self._measured_drops = measures.DroppedTokens().to(pl_module.device), True
             self._watching.enter_context(pl_module.mixture.watch(self._note_dropped))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Log it, where routers choose."""
+        """Log it, where routers choose, be it on another process."""
         self._watching.close()
-        if self._dropped.update_called:
-            pl_module.log("routing/dropped_in_training", self._dropped.compute())
-            self._dropped.reset()
+        if self._measured_drops:
+            self._measured_drops = False
+            if trainer.strategy.reduce_boolean_decision(self._dropped.update_called, all=False):
+                pl_module.log("routing/dropped_in_training", _reduced(self._dropped))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start new measures, and watch the routers."""
@@ -146,10 +147,15 @@ def _fresh(tasks: int, experts: int, device: torch.device) -> dict[str, Metric]:
 
 
 def _values(own: dict[str, Metric]) -> dict[str, Tensor]:
-    """Reduce the measures of one place over all processes; some of these may have had nothing to measure."""
+    return {name: _reduced(measure).detach().cpu() for name, measure in own.items()}
+
+
+def _reduced(measure: Metric) -> Tensor:
+    """Reduce a measure over all processes; some of these may have had nothing to measure."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The ``compute`` method", UserWarning)
-        return {name: measure.compute().detach().cpu() for name, measure in own.items()}
+        found: Tensor = measure.compute()
+        return found
 
 
 def _numbers(found: dict[str, dict[str, Tensor]]) -> dict[str, float]:

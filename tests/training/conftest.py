@@ -12,6 +12,7 @@ _NOTICES = (
     "ignore:`is_gradient_checkpointing` is deprecated",
     "ignore:The number of training batches",
     "ignore:The '.*' does not have many workers",
+    "ignore:It is recommended to use `self.log",
     "ignore:Couldn't infer the batch indices",
     "ignore:.*fork.*:DeprecationWarning",
 )

@@ -175,7 +175,7 @@ def test_accumulated_batches_share_the_noise_of_their_step(tmp_path: Path, base:
 def test_the_noise_that_processes_share_is_none_of_their_own() -> None:
     with keyed_noise(torch.device("cpu"), 3, 7, 0):  # the first process's
         own = torch.rand(4)
-    assert not torch.equal(torch.rand(4, generator=shared_noise(3, 7)), own)
+    assert not torch.equal(torch.rand(4, generator=shared_noise(["place"], 3, 7)["place"]), own)
 
 
 def test_sampled_choices_are_run_and_taught(tmp_path: Path, base: str) -> None:

@@ -61,6 +61,7 @@ class Colour(Task):
         max_new_tokens: Longest answer.
         broken: How many entries are reported as unusable.
         upper: Whether answers are in capitals, so that two tasks want different things.
+        blind: Whether rows have no picture.
     """
 
     root: str
@@ -69,6 +70,7 @@ class Colour(Task):
     max_new_tokens: int = 8
     broken: int = 0
     upper: bool = False
+    blind: bool = False
     primary: ClassVar[str] = "exact"
 
     def read(self, split: str) -> tuple[list[Example], list[BadExample]]:
@@ -81,9 +83,8 @@ class Colour(Task):
             if not file.exists():
                 _save(file, tuple(min(255, c + 5 * row) for c in COLORS[name]))
             answer = name.upper() if self.upper else name
-            examples.append(
-                Example((Picture(file, (16, 16)),), self.question, (answer,), answer, f"{split}: row {row}")
-            )
+            pictures = () if self.blind else (Picture(file, (16, 16)),)
+            examples.append(Example(pictures, self.question, (answer,), answer, f"{split}: row {row}"))
         bad = [BadExample(folder / f"{split}.json", f"row {i}", "has no picture") for i in range(self.broken)]
         return examples, bad
 
