@@ -1,10 +1,15 @@
-"""Folders written beside their place and renamed there: a reader sees the old one or the new one, never a half."""
+"""Folders written beside their place and renamed there: a reader sees the old one or the new one, never a half.
+
+What is in them is flushed to the disk first, so that a power cut leaves one of the two as well.
+"""
 
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from moadapt.whole_files import flush, put
 
 
 @contextmanager
@@ -35,9 +40,11 @@ def fresh_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
     try:
         yield new
         new.chmod(0o755)
+        for path in (*new.iterdir(), new):
+            flush(path)
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        put(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         if old.exists() and not folder.exists():

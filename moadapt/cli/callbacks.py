@@ -10,11 +10,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from rich.console import Console
+from safetensors import SafetensorError
 
 from moadapt.ranks.allocator import ranks_of
 from moadapt.reporting.ranks import save_rank_picture
 from moadapt.training import MixtureModule
 from moadapt.training.run_bar import RunBar
+from moadapt.training.run_failed import RunFailed
 
 
 def progress_bars() -> list[Callback]:
@@ -47,10 +49,20 @@ class SaveMixture(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save it, on the first process."""
+        """Save it, on the first process.
+
+        Raises:
+            RunFailed: It cannot be written; what was there before is whole.
+        """
         if trainer.is_global_zero and isinstance(pl_module, MixtureModule):
             mixture = pl_module.finish()
-            mixture.save(self.folder)
+            try:
+                mixture.save(self.folder)
+            except (OSError, SafetensorError) as error:
+                raise RunFailed(
+                    f"the training is done and kept, but the mixture could not be written to {self.folder}: {error}; "
+                    "free space there, and the same command writes it without training again"
+                ) from error
             Console().print(f"The mixture is in {self.folder}", highlight=False)
             if any(len(set(own.values())) > 1 for own in ranks_of(mixture.spec, mixture.anatomy).values()):
                 save_rank_picture(mixture.spec, mixture.anatomy, self.folder.with_name("ranks.png"))

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed, without the program's name; by default the process's own.
 
     Returns:
-        The exit status: 0, 2 where the user gave something wrong, or 128 and the number of the signal that stopped it.
+        The exit status: 0; 1 where a run could not go on; 2 where the user gave something wrong; or 128 and the number
+        of the signal that stopped it, of several processes in the first.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -87,6 +88,7 @@ def _run(command: str, arguments: list[str]) -> int:
         raise ValueError(f"there is no such command\n{usage()}")
     from moadapt.cli.quiet import quiet
     from moadapt.training.keep_last import Stopped
+    from moadapt.training.run_failed import RunFailed
 
     quiet()
     try:
@@ -101,8 +103,13 @@ def _run(command: str, arguments: list[str]) -> int:
         else:
             _call(command, arguments)
     except Stopped as stop:
+        if stop.process:  # a launcher takes a status that is not 0 for a crash, and kills the first process
+            return 0
         print(f"\n{stop}; the same command goes on from there", file=sys.stderr)
         return 128 + stop.number
+    except RunFailed as failure:
+        print(f"\nmoadapt {command}: {failure}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -21,8 +21,7 @@ from moadapt.ranks import Gates
 from moadapt.ranks.allocator import highest
 from moadapt.ranks.gates import GateDriver, budget_of
 from moadapt.specs import fields_of
-from moadapt.training import KeepLast
-from moadapt.training.keep_last import LAST, read_checkpoint
+from moadapt.training.kept import LAST, read_checkpoint
 from moadapt.training.probe import ProbeSites
 
 FOLDER = "search"
@@ -126,7 +125,7 @@ class Search(Interface):
         if self._settings.mode == "probe":
             self._probe = ProbeSites(self._settings.batches)
             return [self._probe]
-        return [ShowScores(), KeepLast(root, every_n_steps=self._get(self.config_init, "keep_every"))]
+        return [ShowScores(), *self._kept_callbacks(root)]
 
     def _from_probe(self, probe: ProbeSites) -> FoundSites:
         costs = torch.tensor([each.cost for each in probe.probed])

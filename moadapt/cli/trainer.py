@@ -4,8 +4,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace, set_loader
@@ -21,9 +20,10 @@ from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
-from moadapt.training.keep_last import LAST, read_checkpoint
+from moadapt.training.kept import LAST, fault, newest
 from moadapt.training.overlap_log import LogOverlaps
 from moadapt.training.routing_log import LogRouting
+from moadapt.whole_files import write_whole
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _MODE = "short_names"
@@ -53,9 +53,16 @@ class Interface(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what every command takes besides trainer, model and data."""
         parser.add_argument(
-            "--resume", type=bool, default=True, help="Go on from last.ckpt in trainer.default_root_dir."
+            "--resume",
+            type=bool | Literal["auto"],
+            default="auto",
+            help="auto: go on from the last whole checkpoint in trainer.default_root_dir, or start if there is none; "
+            "true: go on, or fail; false: start over.",
         )
-        parser.add_argument("--keep_every", type=int, default=200, help="Steps between two writes of last.ckpt.")
+        parser.add_argument("--keep_every", type=int, default=200, help="Steps between two checkpoints, see --keep.")
+        parser.add_argument(
+            "--keep", type=int, default=2, help="Checkpoints to keep: last.ckpt, last-1.ckpt before it, and so on."
+        )
         parser.link_arguments("model.base", "data.base")
         for key in ("model.seed", "data.seed"):
             parser.link_arguments("seed_everything", key, compute_fn=int)
@@ -105,12 +112,15 @@ class Interface(LightningCLI):
 
     def before_fit(self) -> None:
         """Go on where the last run of this configuration stopped."""
-        given = self.config_init["fit"]
-        last = Path(self.trainer.default_root_dir) / LAST
-        if given["resume"] and given["ckpt_path"] is None and last.is_file():
-            self._refuse_other_settings(last)
-            given["ckpt_path"] = last
-        given["ckpt_path"] = _checkpoint(given["ckpt_path"], last)
+        given, root = self.config_init["fit"], Path(self.trainer.default_root_dir)
+        if given["ckpt_path"] is None and given["resume"] is not False:
+            given["ckpt_path"] = newest(root)
+            if given["ckpt_path"] is not None:
+                self._refuse_other_settings(given["ckpt_path"])
+            elif given["resume"] is True:
+                raise ValueError(f"--resume true goes on with a run, and {root} holds no {LAST}; leave it out to start")
+        else:
+            given["ckpt_path"] = _checkpoint(given["ckpt_path"], root / LAST)
         given["weights_only"] = True
 
     def before_validate(self) -> None:
@@ -128,9 +138,13 @@ class Interface(LightningCLI):
 
     def _own_callbacks(self, root: Path) -> list[Callback]:
         if self.subcommand == "fit":
-            keep = KeepLast(root, every_n_steps=self._get(self.config_init, "keep_every"))
-            return [ShowScores(), LogOverlaps(root), LogRouting(root), keep, SaveMixture(root / "mixture")]
+            kept = self._kept_callbacks(root)
+            return [ShowScores(), LogOverlaps(root), LogRouting(root), *kept, SaveMixture(root / "mixture")]
         return [WritePredictions(root)] if self.subcommand == "predict" else []
+
+    def _kept_callbacks(self, root: Path) -> list[Callback]:
+        """Return what keeps a run alive."""
+        return [KeepLast(root, *(self._get(self.config_init, key) for key in ("keep_every", "keep")))]
 
     def _take_last(self) -> None:
         assert self.subcommand is not None, "a command was given"
@@ -165,14 +179,11 @@ class _SaveConfig(SaveConfigCallback):
     file = "config.yaml"
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it, to a temporary name first."""
+        """Write it, whole or not at all."""
         if stage != "fit":
             return
         file = Path(trainer.default_root_dir) / self.file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}")
-        fresh.write_text(written(self.parser, self.config))
-        fresh.replace(file)
+        write_whole(file, written(self.parser, self.config).encode())
 
 
 def load_config(text: str) -> Any:
@@ -215,13 +226,9 @@ def _checkpoint(path: str | Path | None, last: Path) -> str | Path | None:
         return None
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path is {path}, which is no file; give a checkpoint, such as the {LAST} of a run")
-    try:
-        read_checkpoint(Path(path), mmap=True, map_location="meta")
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read: {first}. Give another checkpoint, or remove it to start over"
-        ) from error
+    why = fault(Path(path))
+    if why is not None:
+        raise ValueError(f"{path} is broken: {why}. Give another checkpoint, such as the one before it, last-1.ckpt")
     return path
 
 

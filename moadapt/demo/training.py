@@ -1,7 +1,6 @@
 """Training one run of the demonstration: resumable, and reused where it is finished."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from moadapt.training import KeepLast, MixedTasks
-from moadapt.training.keep_last import LAST, read_checkpoint
+from moadapt.training.kept import LAST, fault, listed, newest, read_checkpoint
 from moadapt.training.module import TaskModule
 from moadapt.training.run_bar import RunBar
+from moadapt.whole_files import write_whole
 
 _DONE = "done.json"
 
@@ -73,15 +73,15 @@ def train_run(
         `losses` by task and in all, and `seconds`.
     """
     done = folder / _DONE
-    if done.is_file() and json.loads(done.read_text()).get("key") == key:
+    if done.is_file() and json.loads(done.read_text()).get("key") == key and fault(folder / LAST) is None:
         module.configure_model()
         module.load_state_dict(read_checkpoint(folder / LAST)["state_dict"])
         found: dict[str, Any] = json.loads(done.read_text())
         return found
     started = folder / "key.json"
-    resumes = started.is_file() and json.loads(started.read_text()) == key and (folder / LAST).is_file()
-    if not resumes:  # what other settings left here must never pass for this run's
-        for file in (done, folder / LAST):
+    same = started.is_file() and json.loads(started.read_text()) == key
+    if not same:  # what other settings left here must never pass for this run's
+        for file in (done, *listed(folder)):
             file.unlink(missing_ok=True)
     write_json(started, key)
     record = LossRecord()
@@ -98,15 +98,12 @@ def train_run(
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=folder / LAST if resumes else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=newest(folder), weights_only=True)
     result = {"key": key, "losses": record.losses, "seconds": record.spent()}
     write_json(done, result)
     return result
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON to a temporary name and rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}")
-    fresh.write_text(json.dumps(value, indent=1))
-    os.replace(fresh, file)
+    """Write JSON, whole or not at all."""
+    write_whole(file, json.dumps(value, indent=1).encode())

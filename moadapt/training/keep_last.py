@@ -1,11 +1,15 @@
 """Runs that can be stopped: `last.ckpt` is written now and then, at the end, and when a signal asks to stop.
 
-On SIGINT (Ctrl-C) or SIGTERM the current step is finished on all processes, the checkpoint written and `Stopped`
-raised; after the last step of an epoch one more step is taken first. A second signal acts at once. Where validation was
-due or under way, the resumed run starts it afresh.
+On a stop signal, to whichever process, the current step is finished on all of them, the checkpoint written and
+`Stopped` raised; after the last step of an epoch one more step is taken first. More of them change nothing, as
+launchers and schedulers may both send one, but Ctrl-C after another acts at once. Where validation was due or under
+way, the resumed run starts it afresh.
+
+A checkpoint that cannot be written, say on a full disk, leaves the earlier ones as they are: the run goes on, and tries
+again when the next one is due. Where it is the last of the run or of a stop, that is an error.
 """
 
-import os
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -15,8 +19,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-LAST = "last.ckpt"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from moadapt.stop_signals import STOP_SIGNALS
+from moadapt.training.kept import Kept
+from moadapt.training.run_failed import RunFailed
+
+_LOG = logging.getLogger(__name__)
+_AGAIN = "free space there, and the same command goes on from the last checkpoint that was kept"
 
 
 class Stopped(Exception):
@@ -25,37 +33,25 @@ class Stopped(Exception):
     Args:
         file: The checkpoint to resume from.
         number: The signal.
+        process: Index of this process.
     """
 
-    def __init__(self, file: Path, number: int) -> None:
+    def __init__(self, file: Path, number: int, process: int = 0) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {file} holds the state")
-        self.file, self.number = file, number
-
-
-def read_checkpoint(file: Path, **options: Any) -> dict[str, Any]:
-    """Read a checkpoint that Lightning wrote: tensors and plain values.
-
-    Such a file is a pickle, but with `weights_only` nothing in it is run: whatever is no tensor and no plain value is
-    an error, so that the file may come from anybody.
-
-    Args:
-        file: Such as the `last.ckpt` of a run.
-        options: Of `torch.load`, such as `map_location`.
-    """
-    found: dict[str, Any] = torch.load(file, weights_only=True, **options)
-    return found
+        self.file, self.number, self.process = file, number, process
 
 
 class KeepLast(Callback):
     """Keeps `last.ckpt` up to date, and stops in good order.
 
     Args:
-        folder: Where to write it.
+        folder: Where to write it; one that all machines share.
         every_n_steps: Steps between two writes.
+        keep: How many checkpoints are kept, see `Kept`.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int = 200) -> None:
-        self.file, self.every_n_steps = Path(folder) / LAST, every_n_steps
+    def __init__(self, folder: str | Path, every_n_steps: int = 200, keep: int = 2) -> None:
+        self.every_n_steps, self._kept = every_n_steps, Kept(Path(folder), keep)
         self._asked = 0
         self._listening = self._in_validation = False
         self._due = False
@@ -64,10 +60,12 @@ class KeepLast(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals."""
+        if trainer.is_global_zero:
+            self._kept.start(None if trainer.ckpt_path is None else Path(trainer.ckpt_path))
         self._asked, self._due, self._step = 0, False, trainer.global_step
         self._listening, self._in_validation = True, False
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,9 +87,15 @@ class KeepLast(Callback):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last checkpoint of all."""
+        """Write the last checkpoint of all.
+
+        Raises:
+            RunFailed: It cannot be written.
+        """
         self._listening = False
-        self._write(trainer)
+        problem = self._write(trainer)
+        if problem is not None:
+            raise RunFailed(f"the training is done, but {problem}; {_AGAIN}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave signals as they were."""
@@ -114,8 +118,8 @@ class KeepLast(Callback):
             loops["epoch_loop.val_loop.batch_progress"].update(total=started, current=fresh, is_last_batch=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = number
-        self._restore()
+        self._asked = self._asked or number
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
@@ -136,19 +140,32 @@ class KeepLast(Callback):
             self._stop(trainer)
         if self._due:
             self._due = False
-            self._write(trainer)
+            problem = self._write(trainer)
+            if problem is not None and trainer.is_global_zero:
+                _LOG.warning("%s; the run goes on, and tries again in %d steps", problem, self.every_n_steps)
 
     def _stop(self, trainer: Trainer) -> None:
-        self._write(trainer)
-        raise Stopped(self.file, self._asked or signal.SIGTERM)
+        asked = torch.tensor(self._asked, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        problem = self._write(trainer)
+        if problem is not None:
+            raise RunFailed(f"{signal.Signals(number).name} asked to stop, but {problem}; {_AGAIN}")
+        raise Stopped(self._kept.files[0], number, trainer.global_rank)
 
-    def _write(self, trainer: Trainer) -> None:
-        """Write beside the file and rename, on the first process."""
-        fresh = self.file.with_name(f".{self.file.name}")
-        trainer.save_checkpoint(fresh)
+    def _write(self, trainer: Trainer) -> str | None:
+        """Write a checkpoint, on the first process; return what went wrong, on all of them."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        problem = None
         if trainer.is_global_zero:
-            os.replace(fresh, self.file)
-        trainer.strategy.barrier()
+            try:
+                self._kept.write(checkpoint)
+            except OSError as error:
+                problem = (
+                    f"step {trainer.global_step} could not be kept in {self._kept.files[0]}: {error.strerror}. What "
+                    "was kept before is whole"
+                )
+        told: str | None = trainer.strategy.broadcast(problem)
+        return told
 
 
 def _owes_validation(trainer: Trainer) -> bool:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from torch.utils.data import DataLoader, Dataset
 
+from moadapt.stop_signals import STOP_SIGNALS
 from moadapt.task import Defect, Example
 from moadapt.training.batch import Batch
 from moadapt.training.classes import ClassCollator
@@ -219,8 +220,8 @@ _OPEN: "WeakSet[Any]" = WeakSet()
 
 def _ignore_signals(worker: int) -> None:
     """Leave signals that reach the whole process group to the main process, which may need one more batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register

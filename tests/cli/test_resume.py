@@ -71,10 +71,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "stops",
     [
         ["train:3:SIGINT"],
-        ["train:6:SIGTERM"],  # the last of its epoch
+        ["train:6:SIGUSR1"],  # the last of its epoch
         ["validation:1:SIGINT"],
         ["train:4:SIGTERM", "validation:0:SIGTERM", "train:5:SIGINT"],  # a validation owed, then cut short
-        ["start:0:SIGINT", "start:0:SIGTERM", "train:0:SIGTERM"],
+        ["start:0:SIGINT", "start:0:SIGUSR2", "train:0:SIGTERM"],
         ["train:6:SIGKILL", "train:10:SIGKILL"],  # from what was kept after 4 and 8 steps
     ],
     ids=" ".join,

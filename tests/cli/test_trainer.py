@@ -122,7 +122,39 @@ def test_a_broken_checkpoint_is_named(
     file = tmp_path / "run" / "last.ckpt"
     file.write_bytes({"cut": file.read_bytes()[:1000], "garbage": b"garbage" * 99, "empty": b""}[spoil])
     assert moadapt("test") == 2
-    assert "last.ckpt cannot be read" in capsys.readouterr().err
+    assert "last.ckpt is broken: File is not a zip file" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_falls_back_to_the_one_before(
+    moadapt: Moadapt, config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert moadapt("fit", "--keep_every", "1", "--trainer.max_steps", "4") == 0
+    whole = load_file(run / "mixture" / "adapters.safetensors")
+    assert torch.load(run / "last-1.ckpt", weights_only=True)["global_step"] == 3
+    (run / "last.ckpt").write_bytes(bytes(1000))
+    assert moadapt("fit", "--keep_every", "1", "--trainer.max_steps", "4", "--resume", "true") == 0
+    assert "last.ckpt is broken (File is not a zip file); going on from last-1.ckpt, the one before" in caplog.text
+    assert [torch.load(run / name, weights_only=True)["global_step"] for name in ("last.ckpt", "last-1.ckpt")] == [4, 3]
+    again = load_file(run / "mixture" / "adapters.safetensors")
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_broken_checkpoints_alone_and_none_where_one_is_asked_for_are_refused(
+    moadapt: Moadapt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert moadapt("fit", "--resume", "true") == 2
+    assert "holds no last.ckpt; leave it out to start" in capsys.readouterr().err
+    (tmp_path / "run").mkdir(exist_ok=True)
+    for name in ("last.ckpt", "last-1.ckpt"):
+        (tmp_path / "run" / name).write_bytes(b"garbage" * 99)
+    assert moadapt("fit") == 2
+    told = capsys.readouterr().err
+    assert told.count("is broken (File is not a zip file)") == 2
+    assert "remove what is broken to start over" in told
+    assert moadapt("fit", "--resume", "false") == 0
+    assert [file.name for file in (tmp_path / "run").glob("last*")] == ["last.ckpt"]
 
 
 def test_testing_before_training_says_what_to_do(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:

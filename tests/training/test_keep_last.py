@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
+from moadapt.stop_signals import STOP_SIGNALS
+from moadapt.training import KeepLast, MixedTasks, Stopped
+from moadapt.training.kept import read_checkpoint
 from tests.training import toy
-from tests.training.runs import run
+from tests.training.runs import module, run, trainer
 
 ROOT = Path(__file__).parents[2]
 BY_EPOCHS = {"max_epochs": 3}
@@ -76,6 +80,41 @@ def test_every_moment_is_one_to_stop_at(tmp_path: Path, base: str, options: dict
         compare(tmp_path / str(number), base, at, options)
 
 
+class Pressing(Callback):
+    """Sends this process several signals within one step."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+
+    def on_train_batch_start(self, *of_step: Any) -> None:
+        for number in self.numbers:
+            os.kill(os.getpid(), number)
+
+
+def pressed(folder: Path, base: str, *numbers: int) -> None:
+    data = MixedTasks(base, toy.toy_tasks(folder), batch_size=3)
+    fit = trainer(folder, Pressing(*numbers), KeepLast(folder), max_steps=9, limit_val_batches=0)
+    fit.fit(module(base), datamodule=data)
+
+
+@pytest.mark.parametrize("first", STOP_SIGNALS)
+def test_the_first_signal_counts_and_others_do_not_cut_its_checkpoint_short(
+    tmp_path: Path, base: str, first: int
+) -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with pytest.raises(Stopped, match=f"stopped by {signal.Signals(first).name}; .*last.ckpt holds the state") as found:
+        pressed(tmp_path, base, first, signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM)
+    assert found.value.number == first
+    assert read_checkpoint(found.value.file)["global_step"] == 1
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_ctrl_c_after_another_signal_acts_at_once(tmp_path: Path, base: str) -> None:
+    with pytest.raises(SystemExit):
+        pressed(tmp_path, base, signal.SIGTERM, signal.SIGINT)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
 def test_a_run_that_has_ended_is_not_trained_again(tmp_path: Path, base: str) -> None:
     whole, _ = run(tmp_path / "whole", base, max_epochs=1)
     again, watched = run(tmp_path / "whole", base, max_epochs=1)
@@ -121,7 +160,7 @@ def process(folder: Path, base: str, workers: int, stop: signal.Signals | None) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_real_signal_stops_in_good_order(tmp_path: Path, base: str, workers: int, stop: signal.Signals) -> None:
     toy.toy_tasks(tmp_path)
     process(tmp_path / "whole", base, 0, None)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from moadapt.training import KeepLast, MixedTasks
-from moadapt.training.keep_last import LAST
+from moadapt.training.kept import LAST
 from moadapt.training.run_bar import RunBar
 from tests.training import toy
 from tests.training.runs import module, trainer

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
-from moadapt.training.keep_last import read_checkpoint
+from moadapt.training.kept import read_checkpoint
 from moadapt_tasks.digit_scenes.base import build_model, build_processor, build_tokenizer
 from moadapt_tasks.digit_scenes.listing import list_scene
 from moadapt_tasks.digit_scenes.listing_batches import IGNORED, ListingBatches

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from moadapt.training.keep_last import read_checkpoint
+from moadapt.training.kept import read_checkpoint
 from moadapt_tasks.digit_scenes.base import PATCH, build_config, build_processor, build_tokenizer
 from moadapt_tasks.digit_scenes.listing_batches import IGNORED, packed, scaled
 from moadapt_tasks.digit_scenes.pretrain import optimizers_of
