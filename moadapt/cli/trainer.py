@@ -19,7 +19,7 @@ from moadapt.cli.layers import config_files, layered
 from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
-from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization
+from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, SkipBadSteps
 from moadapt.training.kept import LAST, fault, newest
 from moadapt.training.overlap_log import LogOverlaps
 from moadapt.training.routing_log import LogRouting
@@ -62,6 +62,12 @@ class Interface(LightningCLI):
         parser.add_argument("--keep_every", type=int, default=200, help="Steps between two checkpoints, see --keep.")
         parser.add_argument(
             "--keep", type=int, default=2, help="Checkpoints to keep: last.ckpt, last-1.ckpt before it, and so on."
+        )
+        parser.add_argument(
+            "--max_bad_steps",
+            type=int,
+            default=20,
+            help="How many steps may be skipped, as loss or gradient are not finite; one more ends the run.",
         )
         parser.link_arguments("model.base", "data.base")
         for key in ("model.seed", "data.seed"):
@@ -143,8 +149,9 @@ class Interface(LightningCLI):
         return [WritePredictions(root)] if self.subcommand == "predict" else []
 
     def _kept_callbacks(self, root: Path) -> list[Callback]:
-        """Return what keeps a run alive."""
-        return [KeepLast(root, *(self._get(self.config_init, key) for key in ("keep_every", "keep")))]
+        """Return what keeps a run alive; bad steps are counted before a checkpoint tells how many there were."""
+        every, keep, limit = (self._get(self.config_init, key) for key in ("keep_every", "keep", "max_bad_steps"))
+        return [SkipBadSteps(root / "bad_steps", limit), KeepLast(root, every, keep)]
 
     def _take_last(self) -> None:
         assert self.subcommand is not None, "a command was given"

@@ -31,7 +31,7 @@ class RankDriver(ABC):
 
     @abstractmethod
     def act(self) -> None:
-        """Mask what is not kept, after the optimiser took the step."""
+        """Mask what is not kept, after the optimiser took the step, or skipped one that `observe` did not see."""
 
     def finish(self) -> None:
         """Mask what the end of the fit leaves out, where it stopped before all steps were taken; by default nothing."""

@@ -144,6 +144,7 @@ class GateDriver(RankDriver):
         self.step += 1
         if self.step <= self.last:
             self._adam.step()
+            self.logits.grad = None  # so that a step whose gradients nobody showed moves no gate
             if self.step == self.last:
                 self._harden()
         self._set(self._drawn())

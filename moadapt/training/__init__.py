@@ -1,5 +1,6 @@
 """Training with Lightning: one module for mixtures, one for plain peft models, one data module for both."""
 
+from moadapt.training.bad_steps import SkipBadSteps
 from moadapt.training.data import MixedTasks
 from moadapt.training.keep_last import KeepLast, Stopped
 from moadapt.training.mixture_module import MixtureModule
@@ -7,4 +8,13 @@ from moadapt.training.optimization import Optimization
 from moadapt.training.peft_module import PeftModule
 from moadapt.training.unfreezing import Stage
 
-__all__ = ["KeepLast", "MixedTasks", "MixtureModule", "Optimization", "PeftModule", "Stage", "Stopped"]
+__all__ = [
+    "KeepLast",
+    "MixedTasks",
+    "MixtureModule",
+    "Optimization",
+    "PeftModule",
+    "SkipBadSteps",
+    "Stage",
+    "Stopped",
+]

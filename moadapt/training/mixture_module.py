@@ -304,6 +304,8 @@ class MixtureModule(TaskModule):
         Experts that no row used are told by the loss alone: the objectives neither score nor move them.
         """
         super().on_before_optimizer_step(optimizer)
+        if self.skips:
+            return
         if self._driver is not None:
             self._driver.observe()
         chosen = {name: o for name, o in self.objectives.items() if isinstance(o, ParameterObjective)}

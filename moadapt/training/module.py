@@ -56,6 +56,8 @@ class TaskModule(lightning.LightningModule, ABC):
         self.model: nn.Module | None = None
         self._transformer: PreTrainedModel | None = None
         self._scores: Scores | None = None
+        self.skips = False
+        """Whether the step under way is not taken, its gradients dropped; see `moadapt.training.bad_steps`."""
         self._nominal: Tensor | None = None
         self._tokens: Tensor | None = None
         self._unfreezing: Unfreezing | None = None
