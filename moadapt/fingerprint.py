@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 from moadapt.quantised import dequantised, is_quantised
 
 _SAMPLES = 16
+_NOTED: "WeakKeyDictionary[PreTrainedModel, dict[str, str]]" = WeakKeyDictionary()
+"""Of bases that were read while their weights were there."""
 
 
 def fingerprint(base: PreTrainedModel) -> dict[str, str]:
@@ -22,6 +25,8 @@ def fingerprint(base: PreTrainedModel) -> dict[str, str]:
     Args:
         base: The base, without a mixture on it.
     """
+    if base in _NOTED:
+        return _NOTED[base]
     structure, values = hashlib.sha256(), hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
         weight = _plain(base, name, parameter)
@@ -31,6 +36,15 @@ def fingerprint(base: PreTrainedModel) -> dict[str, str]:
         picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
         values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
+
+
+def note_fingerprint(base: PreTrainedModel) -> None:
+    """Remember a base as it is, as before its weights are spread over processes, where none has them all.
+
+    Args:
+        base: The base, without a mixture on it; it must not change any more.
+    """
+    _NOTED[base] = fingerprint(base)
 
 
 def _plain(base: PreTrainedModel, name: str, parameter: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ from moadapt.training.keep_last import KeepLast, Stopped
 from moadapt.training.mixture_module import MixtureModule
 from moadapt.training.optimization import Optimization
 from moadapt.training.peft_module import PeftModule
+from moadapt.training.sharding import FSDP2Strategy
 from moadapt.training.unfreezing import Stage
 
 __all__ = [
+    "FSDP2Strategy",
     "KeepLast",
     "MixedTasks",
     "MixtureModule",

@@ -46,6 +46,8 @@ class Batch:
         """Positions whose next token is an answer token in some row, (C,), ascending."""
         self.step = 0
         """How many steps of training came before; keys noise."""
+        self.spare = False
+        """Whether its rows are another process's, run so that no process is waited for, and count nowhere."""
 
     def __len__(self) -> int:
         """Number of rows, B."""

@@ -158,13 +158,16 @@ class TrainLoader:
 class EvaluationLoader:
     """Every row once, in batches of one task each, the tasks taking turns; all processes get equally many batches.
 
+    A process for which no row is left gets the first one of the others, marked as spare: where a base is sharded, all
+    of them must run it.
+
     Args:
         rows: The split's rows.
         collator: Makes batches.
         batch_size: Rows of a batch on one process.
         num_workers: As in `TrainLoader`.
         process: Index of this process.
-        num_processes: How many processes share the rows; the last batch of some may be empty.
+        num_processes: How many processes share the rows.
     """
 
     def __init__(
@@ -186,15 +189,22 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Give all batches of this process."""
-        return _batches(self.rows, map(self._draws, range(len(self))), self.collator, self.num_workers)
+        rows = (self._own(number) or self._draws(number)[:1] for number in range(len(self)))
+        for number, batch in enumerate(_batches(self.rows, rows, self.collator, self.num_workers)):
+            batch.spare = not self._own(number)
+            yield batch
+
+    def _own(self, number: int) -> list[Draw]:
+        """Return this process's rows of one batch."""
+        return self._draws(number)[self.process :: self.num_processes]
 
     def _draws(self, number: int) -> list[Draw]:
-        """Return this process's rows of one batch."""
+        """Return the rows of all processes in one batch."""
         [(task, chunk)] = spread(self._chunks, [0.5] * len(self._chunks), number, number + 1)
         length = self.batch_size * self.num_processes
         start = sum(self.rows.sizes[:task])
         chunked = range(chunk * length, min((chunk + 1) * length, self.rows.sizes[task]))
-        return [Draw(start + row, 0) for row in chunked[self.process :: self.num_processes]]
+        return [Draw(start + row, 0) for row in chunked]
 
 
 def _batches(

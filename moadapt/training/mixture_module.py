@@ -142,6 +142,7 @@ class MixtureModule(TaskModule):
         Raises:
             ValueError: It does not know one, or, in training, knows one that the data lacks.
         """
+        super().setup(stage)
         self._fits = stage == "fit"
         if self.router is not None:
             check_tasks(self.router, list(self.experts or {}), list(self.data.tasks), fits=self._fits)

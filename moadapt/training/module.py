@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from moadapt.training.optimizer import ExpertAdamW
 from moadapt.training.reduction import add_up_gradients
 from moadapt.training.roles import Role
 from moadapt.training.scores import Answered, Scores
+from moadapt.training.sharding import FSDP2Strategy
 from moadapt.training.unfreezing import Unfreezing, drop_gradients
 
 
@@ -103,6 +105,21 @@ class TaskModule(lightning.LightningModule, ABC):
     def readings(self) -> dict[str, float]:
         """Return numbers about the adapters that are worth a line in the log, by name."""
         return {}
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that would spread adapters over processes.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ValueError: The strategy is one of them.
+        """
+        if isinstance(self.trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+            raise ValueError(
+                f"strategy is {type(self.trainer.strategy).__name__}, which would spread adapters over processes; give "
+                "ddp, or fsdp2, which spreads the base alone"
+            )
 
     def configure_model(self) -> None:
         """Load the base and build on it, once."""
@@ -255,6 +272,8 @@ class TaskModule(lightning.LightningModule, ABC):
         if not len(batch):
             return []
         tasks, texts = self.data.tasks, self._classified(batch) if batch.classes else self._written(batch)
+        if batch.spare:
+            return []
         rows = zip(batch.task_names, batch.rows.tolist(), batch.examples, strict=True)
         return [
             Answered(name, row, example, text, tasks[name].parse(text, example))
@@ -268,9 +287,11 @@ class TaskModule(lightning.LightningModule, ABC):
     def _written(self, batch: Batch) -> list[str]:
         tasks, answers = self.data.tasks, self.data.answers
         generate: Any = self.model.generate  # type: ignore[union-attr]
+        synced = {"synced_gpus": True} if isinstance(self.trainer.strategy, FSDP2Strategy) else {}
         written = generate(
             **batch.cast(self.transformer.dtype).inputs,
             **self.options(batch),
+            **synced,  # a process whose answers are written goes on until all others' are
             do_sample=False,
             max_new_tokens=tasks[batch.task_names[0]].max_new_tokens,
             pad_token_id=answers.tokenizer.pad_token_id,

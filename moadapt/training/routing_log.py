@@ -43,7 +43,7 @@ class LogRouting(Callback):
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._watching = ExitStack()
         self._dropped, self._measured_drops = measures.DroppedTokens(), False
-        self._batch = 0
+        self._batch, self._spare = 0, False
         self._task_ids = torch.empty(0)
         self._tasks: tuple[str, ...] = ()
         self._experts: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class LogRouting(Callback):
     ) -> None:
         """Remember the tasks of the rows."""
         if self._measures:
-            self._batch, self._task_ids = batch_idx, batch.task_ids(self._tasks)
+            self._batch, self._task_ids, self._spare = batch_idx, batch.task_ids(self._tasks), batch.spare
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching; reduce over processes, log and write."""
@@ -102,7 +102,7 @@ class LogRouting(Callback):
 
     def _note(self, observed: Observation) -> None:
         """Measure one routing of a prompt; what follows the prompt is no input of the data."""
-        if observed.continues:
+        if observed.continues or self._spare:
             return
         own, place = self._measures[observed.place], observed.place
         routed = routed_at(with_tasks(observed, self._task_ids), self._experts, self._tasks)

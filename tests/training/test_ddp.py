@@ -56,9 +56,8 @@ def mixture(base: str, router: RouterSpec | None, family: FamilySpec | None = No
 def made(make: Callable[[], TaskModule], folder: Path, **options: Any) -> tuple[TaskModule, MixedTasks]:
     """A module and two tasks of six rows each."""
     module = make()
-    settings = {"rows": (6, 6), "batch_size": 4, **options}
-    rows, batch_size = settings.pop("rows"), settings.pop("batch_size")
-    return module, MixedTasks(module.base, toy.toy_tasks(folder, rows=rows, **settings), batch_size=batch_size)
+    rows = options.pop("rows", (6, 6))
+    return module, MixedTasks(module.base, toy.toy_tasks(folder, rows=rows), **{"batch_size": 4, **options})
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
@@ -132,12 +131,12 @@ def test_what_no_row_of_a_process_reached_takes_part_and_what_no_row_reached_at_
 
 
 QUICK = ("lora", "peft", "soft_slots")
+FAMILY_CASES = [
+    pytest.param(family, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, family in FAMILIES
+]
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(family, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, family in FAMILIES],
-)
+@pytest.mark.parametrize("family", FAMILY_CASES)
 def test_every_family_trains_on_two_processes_as_on_one(
     tmp_path: Path, base: str, family: type[FamilySpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
