@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change of a linear layer, `y = W0 x + b0 + s B A x`.
+"""LoRA: a low-rank change of a linear layer, `y = W0 x + b0 + s B A x`, or `y = W0 x + b0 + s (B A x + b)`.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", section 4; rsLoRA's scale from Kalajdzievski, "A Rank
 Stabilization Scaling Factor". `A` is called `down` and starts uniform within 1/sqrt(D); `B` is called `up` and starts
@@ -19,6 +19,7 @@ from moadapt.adapters.initial import Initial
 from moadapt.adapters.lora_bank import LoRABank
 from moadapt.adapters.lora_experts import LoRAExperts
 from moadapt.adapters.lora_lookup import LoRALookup
+from moadapt.adapters.lora_offset import LoRAOffset
 from moadapt.adapters.lora_patches import LoRAPatches
 from moadapt.adapters.stacked import StackedBank
 from moadapt.placement import Placement
@@ -49,6 +50,7 @@ class LoRA(FamilySpec):
             `eva` and the two of CorDA wait for data: `moadapt fit` gives it, or `moadapt.initialise`.
         ranks: Ranks that differ, by module path; 0 is no adapter there. The scale stays that of `rank` everywhere, so
             that a rank says how many terms there are and nothing of their size.
+        bias: Whether `up` has a bias at linear layers.
 
     Raises:
         ValueError: A rank, the dropout or the ratio is out of range, or no initial state has that name.
@@ -61,6 +63,7 @@ class LoRA(FamilySpec):
     lr_ratio: float = 1.0
     init: str = "default"
     ranks: dict[str, int] | None = field(default=None, hash=False)
+    bias: bool = False
 
     forms: ClassVar[tuple[str, ...]] = tuple(_BANKS)
 
@@ -92,8 +95,8 @@ class LoRA(FamilySpec):
         return (self.ranks or {}).get(site.path, self.rank)
 
     def shares_with(self) -> Hashable:
-        """Return the ratio of its learning rates, one for a parameter, and whether it carries a frozen term."""
-        return self.lr_ratio, self.initial.shifts
+        """Return the ratio of its learning rates, one for a parameter, and what tensors it has."""
+        return self.lr_ratio, self.initial.shifts, self.bias
 
     def sites(self, found: Anatomy, default: Placement) -> tuple[Site, ...]:
         """Return the sites of the placement whose rank is not 0.
@@ -119,4 +122,7 @@ class LoRA(FamilySpec):
                     f"{site.path} is of form {site.form!r}, where LoRA has no init={adapter.spec.init!r}; place "
                     f"{adapter.name!r} at linear layers only, or leave init as it is"
                 )
-        return _BANKS[site.form](site, adapters, module)
+        spec = adapters[0].spec
+        assert isinstance(spec, LoRA), "as above, and banks have adapters"
+        bank = LoRAOffset if spec.bias and site.form == "linear" else _BANKS[site.form]
+        return bank(site, adapters, module)

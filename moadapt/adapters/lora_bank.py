@@ -5,7 +5,7 @@ Axes: B rows, T tokens, D in, F out, E experts, K chosen, H heads, R stacked ran
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -63,6 +63,8 @@ class LoRABank(StackedBank):
     """
 
     fixed = frozenset({"start_down", "start_up"})
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Names of tensors that an adapter has beside its factors."""
     slots: Tensor
 
     def __init__(self, site: Site, adapters: Sequence[Adapter], module: nn.Module) -> None:
@@ -72,7 +74,8 @@ class LoRABank(StackedBank):
                 f"{site.path}: LoRAs of one site share a dropout mask, got {sorted(dropouts)}; make them equal"
             )
         self._shifts = spec_of(adapters[0]).initial.shifts
-        self.tensors = ("down", "up", "start_down", "start_up") if self._shifts else ("down", "up")
+        self._sides = ("down", "up", "start_down", "start_up") if self._shifts else ("down", "up")
+        self.tensors = (*self._sides, *self.beside)
         self._started: set[str] = set()
         self._gates: dict[str, float] = {}
         self._quantised = is_quantised(module)  # asked once, as compiled code cannot tell
@@ -98,7 +101,8 @@ class LoRABank(StackedBank):
             if adapter.name in self.waiting:
                 spec = spec_of(adapter)
                 layer = replace(self._layer(spec), inputs=inputs)
-                self.load_state(adapter.name, self._begin(*spec.initial.factors(layer)))
+                started = self._begin(*spec.initial.factors(layer))
+                self.load_state(adapter.name, {**self.state(adapter.name), **started})
         self._known.clear()
 
     def load_state(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -122,7 +126,7 @@ class LoRABank(StackedBank):
         """Return an adapter's tensors at its start; a base that is only shapes starts at zero."""
         device = self.owner("down").device
         down, up = (torch.zeros_like(side, device=device) if side.is_meta else side for side in (down, up))
-        return {name: up if name.endswith("up") else down for name in self.tensors}
+        return {name: up if name.endswith("up") else down for name in self._sides}
 
     def forward(self, x: Tensor, y: Tensor, routing: Routing | None, call: Call | None = None) -> Tensor:
         """Return the delta, shaped as `y`."""
@@ -165,7 +169,7 @@ class LoRABank(StackedBank):
         downs, ups = [], []
         for part in PARTS:
             if self._adapters[part]:
-                down, up, first_down, first_up = (self._part(part, name) for name in self.tensors)
+                down, up, first_down, first_up = (self._part(part, name) for name in self._sides)
                 downs += [down, down - first_down]
                 ups += [up - first_up, first_up]
         return torch.cat(downs).to(dtype), torch.cat(ups).to(dtype)
