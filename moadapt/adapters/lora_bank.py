@@ -217,8 +217,9 @@ class LoRABank(StackedBank):
         return torch.einsum("...eq,eqf->...ef", shrunk, take_rows(up, ranks.view(slots.shape)))
 
     def delta(self, weights: Tensor) -> Delta:
-        """Return the stacked factors, the weights folded into `up`."""
-        down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
+        """Return the stacked factors in float32 or finer, the weights folded into `up`."""
+        exact = torch.promote_types(self.stack("up").dtype, torch.float32)
+        down, up = (side.detach() for side in self.factors(exact))
         spread = self._ranks.spread(weights.to(up.device).reshape(1, 1, -1), up.dtype)
         return Delta(down, up * spread.reshape(-1, 1))
 
@@ -226,7 +227,8 @@ class LoRABank(StackedBank):
         """Return the factors under fixed weights by head, or of blended parameters."""
         if routing.combines == "parameters":
             return blended_delta(self, routing)
-        down, up = (side.detach() for side in self.factors(self.stack("up").dtype))
+        exact = torch.promote_types(self.stack("up").dtype, torch.float32)
+        down, up = (side.detach() for side in self.factors(exact))
         weights = self.spread(all_weights(routing, up), "rank")[0, 0].to(up.dtype) * self._ranks.scale(up.dtype)
         check_heads(self.site.path, len(weights), self.site.out_features)
         slices = rearrange(up, "r (h f) -> r h f", h=len(weights)) * weights.T.unsqueeze(2)

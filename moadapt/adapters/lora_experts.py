@@ -102,12 +102,13 @@ class LoRAExperts(StackedBank):
         return total.view_as(x)
 
     def delta(self, weights: Tensor) -> Delta:
-        """Return the stacked factors of each projection, the weights folded into `up`."""
+        """Return the stacked factors of each projection in float32 or finer, the weights folded into `up`."""
         padded = functional.pad(weights.to(self.owner(self.tensors[0]).device), (1, 0), value=1.0)
         scaled = self.spread(padded.reshape(1, 1, 1, -1), self.tensors[0]).flatten() * self._scales.to(padded)
         found = {}
         for name in PROJECTIONS:
-            down, up = (self.stack(f"{name}_{side}").detach().transpose(0, 1) for side in ("down", "up"))
+            sides = (self.stack(f"{name}_{side}").detach().transpose(0, 1) for side in ("down", "up"))
+            down, up = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)
             found[name] = Delta(down, up * scaled.to(up.dtype)[:, None])
         none = scaled.new_zeros(0, 0)
         return Delta(none, none, parameters=found)

@@ -68,7 +68,8 @@ class LoRAOffset(LoRABank):
 
     def _bias(self, routing: Routing) -> Tensor:
         stacked = self.stack("bias").detach()
-        return self._weighed(all_weights(routing, stacked), stacked.dtype).detach()[0, 0]
+        exact = torch.promote_types(stacked.dtype, torch.float32)
+        return self._weighed(all_weights(routing, stacked), exact).detach()[0, 0]
 
     def _weighed(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the weighted sum of the biases, (B|1, T|1, F)."""
