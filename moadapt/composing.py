@@ -1,6 +1,7 @@
 """Mixtures from adapters that were trained apart, and other routers for the adapters of a mixture.
 
-Every adapter keeps its own sites, ranks and scales, and its tensors come over bit for bit; what is new is the router.
+Every adapter keeps its own sites, ranks and scales; the tensors of mixtures come over bit for bit, those of foreign
+LoRAs as far as one scale for all sites allows. What is new is the router.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,28 +15,31 @@ from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.initial import filled_later
 from moadapt.attaching import refuse_attached
 from moadapt.context import routers_of
+from moadapt.hub.reading import read_adapter
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.names import SHARED
 from moadapt.placement import Placement
 from moadapt.places import plan_places
 from moadapt.router import RouterSpec
-from moadapt.storage import fill, read, tensors
+from moadapt.storage import fill, is_mixture, read, tensors
 
 
 @dataclass(frozen=True)
 class Found:
-    """One adapter of a saved mixture.
+    """One adapter, of a saved mixture or a foreign one.
 
     Args:
         spec: What the user wrote, with the placement that it had.
         tensors: By site and part.
         frozen: Whether no optimiser reached it.
+        owned: Paths of modules that it has whole.
     """
 
     spec: FamilySpec
     tensors: Mapping[str, Tensor]
     frozen: bool
+    owned: frozenset[str] = frozenset()
 
 
 def compose(
@@ -46,27 +50,35 @@ def compose(
     shared: str | Path | None = None,
     frozen: bool = False,
     dropout: float | None = None,
+    initial: Mapping[str, str | Path] | None = None,
 ) -> Mixture:
-    """Put adapters that separate mixtures saved behind one router.
+    """Put adapters that were trained apart behind one router.
 
     Args:
         base: The base that all of them were trained on.
         experts: By the name that each shall have: the folder of a mixture of one adapter, or `folder:name` for one of
-            several, where `folder:shared` is the shared one.
+            several, where `folder:shared` is the shared one; or a LoRA as the peft library writes it, by folder or hub
+            name.
         router: Gives the experts their weights.
         shared: The adapter that every input uses, named likewise.
         frozen: Whether to freeze all of them, and not only those that were frozen in their folder.
         dropout: Of all adapters that have one, since LoRAs of one site share a mask; None is each one's own.
+        initial: By name, the folders of foreign adapters as they were before training, where their base was changed
+            then in a way that cannot be computed again.
 
     Raises:
-        ValueError: A folder is no mixture of this base, a reference names no adapter or several, a name is unsafe, or
-            the base carries a mixture already.
+        ValueError: A folder is no mixture of this base and no LoRA that fits it, a reference names no adapter or
+            several, two adapters have the same module whole, a name is unsafe, or the base carries a mixture already.
     """
     refuse_attached(base)
     named = {**experts} if shared is None else {SHARED: shared, **experts}
     if SHARED in experts:
         raise ValueError(f"an expert cannot be called {SHARED!r}; pass that adapter as shared=, or name it otherwise")
-    found = {name: _find(str(reference), base) for name, reference in named.items()}
+    before = dict(initial or {})
+    if stray := before.keys() - named.keys():
+        raise ValueError(f"initial names {', '.join(sorted(stray))}; the adapters are {', '.join(named)}")
+    found = {name: _find(str(reference), base, before.get(name)) for name, reference in named.items()}
+    _refuse_two_owners(found)
     specs = {name: _with_dropout(each.spec, dropout) for name, each in found.items()}
     spec = MixtureSpec({name: specs[name] for name in experts}, specs.get(SHARED), router, Placement())
     stored = {f"adapters/{name}/{rest}": t for name, each in found.items() for rest, t in each.tensors.items()}
@@ -132,8 +144,14 @@ def build_filled(
     return mixture
 
 
-def _find(reference: str, base: PreTrainedModel) -> Found:
+def _find(reference: str, base: PreTrainedModel, initial: str | Path | None) -> Found:
+    """Read an adapter of a mixture, or a foreign one."""
     folder, name = _parsed(reference)
+    if name is None and not is_mixture(folder):
+        foreign = read_adapter(reference, base, initial=initial)
+        return Found(foreign.spec, foreign.tensors, frozen=False, owned=foreign.owned)
+    if initial is not None:
+        raise ValueError(f"{reference} is an adapter of a mixture, which changed no base; leave its initial out")
     stored = read(folder, base)
     adapters = {adapter.name: adapter.spec for adapter in stored.spec.adapters()}
     if name is None and len(adapters) > 1:
@@ -156,6 +174,19 @@ def _parsed(reference: str) -> tuple[Path, str | None]:
     if Path(reference).is_dir() or not colon:
         return Path(reference), None
     return Path(folder), name
+
+
+def _refuse_two_owners(found: Mapping[str, Found]) -> None:
+    """Refuse adapters that have the same module whole: their changes of it would add up to neither's."""
+    owners: dict[str, str] = {}
+    for name, each in found.items():
+        for path in each.owned:
+            if path in owners:
+                raise ValueError(
+                    f"{owners[path]} and {name} both have {path} whole (modules_to_save), which can have one owner; "
+                    "compose one of them only"
+                )
+            owners[path] = name
 
 
 def _with_dropout(spec: FamilySpec, dropout: float | None) -> FamilySpec:

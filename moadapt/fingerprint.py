@@ -23,7 +23,7 @@ def fingerprint(base: PreTrainedModel) -> dict[str, str]:
     the values count that they stand for, so that a quantised base is another base than the one it was made from.
 
     Args:
-        base: The base, without a mixture on it.
+        base: The base, without a mixture on it; on the meta device it has no values.
     """
     if base in _NOTED:
         return _NOTED[base]
@@ -31,6 +31,8 @@ def fingerprint(base: PreTrainedModel) -> dict[str, str]:
     for name, parameter in sorted(base.named_parameters()):
         weight = _plain(base, name, parameter)
         structure.update(f"{name}{tuple(weight.shape)}".encode())
+        if weight.is_meta:
+            continue
         flat = weight.detach().flatten()
         count = min(_SAMPLES, len(flat))
         picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]

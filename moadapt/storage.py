@@ -97,6 +97,15 @@ def read(folder: Path, base: PreTrainedModel) -> Stored:
         return Stored(_spec_of(stored), found, tuple(stored.get("frozen", ())))
 
 
+def is_mixture(folder: Path) -> bool:
+    """Tell whether a folder is there and says that it is a mixture.
+
+    Args:
+        folder: Any path.
+    """
+    return (folder / _SPEC).is_file()
+
+
 def base_name(folder: Path) -> str:
     """Return the name that the base of a saved mixture had.
 

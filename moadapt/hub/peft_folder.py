@@ -7,6 +7,7 @@ bear no adapter name, so no name can collide with a path.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,9 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from moadapt.adapters.delta import Delta
 from moadapt.fresh_folder import fresh_folder
+from moadapt.hub.adapter_folder import CONFIG, TENSORS
+from moadapt.hub.base_mark import mark
 
 _PREFIX = "base_model.model."
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, Sequence[Delta]]) -> None:
@@ -32,10 +34,13 @@ def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, 
         deltas: What is added at every site, by module path.
 
     Raises:
-        ValueError: A delta has a dense or bias part, which a LoRA cannot hold, a convolution is one that peft does not
-            follow, all deltas are zero, or the folder holds something else.
+        ValueError: A delta has a dense part, or a bias elsewhere than at a linear layer, which a LoRA cannot hold, a
+            convolution is one that peft does not follow, all deltas are zero, or the folder holds something else.
     """
     factors = {name: pair for path, parts in deltas.items() for name, pair in _factors(path, parts).items()}
+    biases = {path: bias for path, parts in deltas.items() if (bias := _bias(parts)) is not None}
+    for path, bias in biases.items():
+        factors.setdefault(path, (bias.new_zeros(1, _width(base, path)), bias.new_zeros(1, len(bias))))
     if not factors:
         raise ValueError("every delta is zero, and a LoRA of rank 0 cannot be written; train the mixture first")
     ranks = {name: down.shape[-2] for name, (down, _) in factors.items()}
@@ -49,6 +54,7 @@ def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, 
         alpha_pattern=dict(pattern),
         target_modules=modules,
         target_parameters=sorted(factors.keys() - set(modules)) or None,
+        lora_bias=bool(biases),
         fan_in_fan_out=any(isinstance(base.get_submodule(path), Conv1D) for path in modules),
         base_model_name_or_path=base.config.name_or_path,
         inference_mode=True,
@@ -60,9 +66,11 @@ def write_peft_folder(folder: Path, base: PreTrainedModel, deltas: Mapping[str, 
             stored = _stored_experts(base, name, factors)
         else:
             stored = _stored(name, base.get_submodule(name), down, up)
-        tensors |= {f"{_PREFIX}{key}": tensor.cpu().contiguous() for key, tensor in stored.items()}
-    with fresh_folder(folder, (_CONFIG, _TENSORS)) as new:
-        save_file(tensors, new / _TENSORS, metadata={"format": "pt"})
+            if biases:
+                stored |= _stored_bias(name, base.get_submodule(name), biases.get(name), up)
+        tensors |= {f"{_PREFIX}{key}": tensor.cpu().contiguous() for key, tensor in _narrowed(stored).items()}
+    with fresh_folder(folder, (CONFIG, TENSORS)) as new:
+        save_file(tensors, new / TENSORS, metadata={"format": "pt", **mark(base)})
         config.save_pretrained(str(new))
 
 
@@ -73,8 +81,8 @@ def _factors(path: str, deltas: Sequence[Delta]) -> dict[str, tuple[Tensor, Tens
         (R, D) and (R, F) under the module's path; (M, R, D) and (M, R, F) under those of parameters that stack
         matrices.
     """
-    if any(delta.dense is not None or delta.bias is not None for delta in deltas):
-        raise ValueError(f"{path} has a dense or bias part, which a LoRA folder cannot hold; merge to a model instead")
+    if any(delta.dense is not None for delta in deltas):
+        raise ValueError(f"{path} has a dense part, which a LoRA folder cannot hold; merge to a model instead")
     named: dict[str, list[Delta]] = {path: list(deltas)}
     for delta in deltas:
         for name, part in delta.parameters.items():
@@ -88,6 +96,41 @@ def _factors(path: str, deltas: Sequence[Delta]) -> dict[str, tuple[Tensor, Tens
         if bool(live.any()):
             found[name] = (down[..., live, :], up[..., live, :])
     return found
+
+
+def _narrowed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in bfloat16 where that changes none of their numbers."""
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in stored.items()}
+    exact = all(torch.equal(own.to(stored[name].dtype), stored[name]) for name, own in narrow.items())
+    return narrow if exact else dict(stored)
+
+
+def _bias(deltas: Sequence[Delta]) -> Tensor | None:
+    """Return what a site's deltas add to its bias, (F,); None where that is nothing."""
+    parts = [delta.bias for delta in deltas if delta.bias is not None]
+    found = sum(parts[1:], parts[0]) if parts else None
+    return found if found is not None and bool(found.any()) else None
+
+
+def _width(base: PreTrainedModel, path: str) -> int:
+    """Return the features that enter a linear layer, D."""
+    module: Any = base.get_submodule(path)
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise ValueError(
+            f"{path} is a {type(module).__name__} with a change of its bias, which a LoRA folder cannot hold; merge to "
+            "a model instead"
+        )
+    return int(module.nx if isinstance(module, Conv1D) else module.in_features)
+
+
+def _stored_bias(path: str, module: nn.Module, bias: Tensor | None, up: Tensor) -> dict[str, Tensor]:
+    """Return the bias that peft wants at every target where one has one."""
+    if isinstance(module, nn.Embedding):
+        raise ValueError(
+            f"{path} is an embedding, where peft has no LoRA as soon as others have a bias (lora_bias); merge to a "
+            "model instead"
+        )
+    return {f"{path}.lora_B.bias": up.new_zeros(up.shape[1]) if bias is None else bias.to(up.dtype)}
 
 
 def _stored_experts(

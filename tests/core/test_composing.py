@@ -130,7 +130,7 @@ def test_what_cannot_be_composed_is_refused_and_leaves_the_base_alone(saved: dic
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (tiny_llama(), saved, "was trained on .* has another class; load the base it was trained on"),
         (other, saved, "has other weights"),
-        (base, {"a": tmp_path / "nothing"}, "holds no readable mixture.json"),
+        (base, {"a": tmp_path / "nothing"}, "there is no folder .*nothing; give one, or a hub name"),
         (base, {"a/b": saved["ask"]}, "adapter name 'a/b' is refused"),
         (base, {"shared": saved["ask"]}, "an expert cannot be called 'shared'; pass that adapter as shared="),
     ]
