@@ -155,6 +155,27 @@ def routed_at(
     )
 
 
+def inputs_of_rows(observed: Observation, rows: int) -> tuple[Tensor, Tensor]:
+    """Return at how many of each row's real inputs every expert had any weight, (B, E), and how many there are, (B,).
+
+    Args:
+        observed: One routing, as it was decided; where it is the same for all rows, each row has its inputs.
+        rows: B.
+    """
+    routed = routed_at(observed, (), ())
+    real = routed.real if observed.routing.per_token else routed.counted
+    used = (routed.weights.detach() != 0).to(real) * real.unsqueeze(1)
+    own, tokens, heads = routed.shape
+    owners = _owners(observed, observed.routing.dense())
+    if owners is None and own == 1:
+        return used.sum(0).expand(rows, -1), real.sum().expand(rows)
+    if owners is None:
+        owners = torch.arange(own, device=real.device).repeat_interleave(tokens)
+    owners = owners.repeat_interleave(heads)
+    found = used.new_zeros(rows, used.shape[1]).index_add_(0, owners, used)
+    return found, real.new_zeros(rows).index_add_(0, owners, real)
+
+
 def with_tasks(observed: Observation, task_ids: Tensor) -> Observation:
     """Return an observation whose rows are told these tasks, whatever the mixture was told.
 

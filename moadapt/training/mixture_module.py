@@ -26,6 +26,7 @@ from moadapt.sites import Site, anatomy
 from moadapt.storage import copy_adapters, load_tensors, tensors
 from moadapt.tracing import Observation
 from moadapt.training.batch import Batch
+from moadapt.training.expert_use import ExpertUse
 from moadapt.training.module import TaskModule
 from moadapt.training.noise import shared_noise
 from moadapt.training.optimization import Optimization
@@ -114,6 +115,7 @@ class MixtureModule(TaskModule):
         self._stored_frozen: tuple[str, ...] = ()
         self._observed: list[Observation] = []
         self._policy: Tensor | None = None
+        self._use: ExpertUse | None = None
         self._utilities: Tensor | None = None
 
     @property
@@ -198,6 +200,8 @@ class MixtureModule(TaskModule):
             ValueError: They do not, or nothing teaches the routers.
         """
         super().on_train_start()
+        if self.optimization.expert_mean == "use" and self.mixture.places:
+            self._use = ExpertUse(self.mixture)
         check_taught(self.router, self.mixture, self._judges.values())
         for objective in self._judges.values():
             objective.check(self.mixture, tuple(self.data.tasks))
@@ -251,11 +255,12 @@ class MixtureModule(TaskModule):
         Where they sample, that is the mean loss over several passes, each with choices of its own.
         """
         passes = 1 if self.router is None else self.router.passes
-        if passes == 1 and not self._judges:
+        if passes == 1 and not self._judges and self._use is None:
             return super().losses(batch, *key)
         if any(objective.needs_utilities for objective in self._judges.values()):
             self._utilities = self.utilities(batch)
         found, chances, task_ids = [], [], batch.task_ids(list(self.data.tasks))
+        before = len(self._observed)
         for index in range(passes):
             with self.mixture.observe() as observed:
                 losses, counts = super().losses(batch, *key, *([index] if passes > 1 else []))
@@ -265,6 +270,8 @@ class MixtureModule(TaskModule):
         if chances:
             assert self.router is not None, "routers sample"
             self._policy = self.router.policy_loss(torch.stack(chances), torch.stack(found))
+        if self._use is not None:
+            self._use.add(self._observed[before:], counts)
         return torch.stack(found).mean(dim=0), counts
 
     @torch.no_grad()
@@ -305,6 +312,8 @@ class MixtureModule(TaskModule):
         Experts that no row used are told by the loss alone: the objectives neither score nor move them.
         """
         super().on_before_optimizer_step(optimizer)
+        if self._use is not None and self._tokens is not None:
+            self._use.normalise(self._tokens, partial(self.trainer.strategy.reduce, reduce_op="sum"))
         if self.skips:
             return
         if self._driver is not None:

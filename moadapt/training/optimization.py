@@ -31,6 +31,8 @@ class Optimization:
         warmup: How long the rates rise: a share of all steps below 1, or a number of steps.
         schedule: What they do then: fall to 0 along a cosine, or stay.
         unfreezing: What stands still at first, and from when on it moves; all else trains from the start.
+        expert_mean: What an expert's gradient is a mean over: the answer tokens of the `batch`, or of its rows in `use`
+            of the expert.
 
     Raises:
         ValueError: A tower is unknown, or a number is out of range.
@@ -45,6 +47,7 @@ class Optimization:
     warmup: float = 0.03
     schedule: Literal["cosine", "constant"] = "cosine"
     unfreezing: tuple[Stage, ...] = ()
+    expert_mean: Literal["batch", "use"] = "batch"
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -61,6 +64,8 @@ class Optimization:
             raise ValueError(f"{self} is out of range; learning rates are above 0, weight_decay and warmup at least 0")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; give cosine or constant")
+        if self.expert_mean not in ("batch", "use"):
+            raise ValueError(f"expert_mean is {self.expert_mean!r}; give batch or use")
 
     def rate(self, role: Role) -> float:
         """Return the peak learning rate of parameters: the most specific one that is given.
