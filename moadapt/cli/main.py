@@ -5,6 +5,7 @@ Each function stands in a file of its own and is imported when it is called, so 
 
 import importlib
 import inspect
+import json
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from moadapt.cli.signals import Interrupted, interruptible
 
 # Name: (module, function, what it does). A function's typed signature and docstring make its options and help.
 COMMANDS = {
+    "compose": ("moadapt.cli.composing", "compose", "put adapters that others trained behind a router, as one mixture"),
     "demo": ("moadapt.cli.demo", "demo", "show the whole job on digit scenes, offline"),
+    "doctor": ("moadapt.cli.doctor", "doctor", "tell what becomes of every tensor of an adapter, or why it is refused"),
     "inspect": ("moadapt.cli.inspecting", "inspect", "show a base's towers and sites, and what an adapter costs"),
     "list": (
         "moadapt.cli.listing",
@@ -43,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed, without the program's name; by default the process's own.
 
     Returns:
-        The exit status: 0; 1 where a run could not go on; 2 where the user gave something wrong; or 128 and the number
-        of the signal that stopped it, of several processes in the first.
+        The exit status: 0; 1 where a run could not go on or the doctor refuses an adapter; 2 where the user gave
+        something wrong; or 128 and the number of the signal that stopped it, of several processes in the first.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -101,7 +104,8 @@ def _run(command: str, arguments: list[str]) -> int:
 
             Interface([command, *arguments])
         else:
-            _call(command, arguments)
+            status = _call(command, arguments)
+            return status if isinstance(status, int) else 0
     except Stopped as stop:
         if stop.process:  # a launcher takes a status that is not 0 for a crash, and kills the first process
             return 0
@@ -127,12 +131,20 @@ def _call(command: str, arguments: list[str]) -> Any:
             raise
         raise ValueError(f"{command} is not part of this installation") from error
     first = next(iter(inspect.signature(part).parameters.values()), None)
+    if first is not None and first.annotation == list[str]:
+        arguments = _gathered(arguments)
     if arguments and not arguments[0].startswith("-") and first is not None and first.default is not first.empty:
         arguments = [f"--{first.name}", *arguments]  # only needed parameters stand without their name
     try:
         return auto_cli(part, args=_with_flags(part, arguments), prog=f"moadapt {command}", exit_on_error=False)
     except ArgumentError as error:
         raise ValueError(tidied(str(error))) from error
+
+
+def _gathered(arguments: list[str]) -> list[str]:
+    """Make a list of the arguments before the first option."""
+    count = next((index for index, each in enumerate(arguments) if each.startswith("-")), len(arguments))
+    return [json.dumps(arguments[:count]), *arguments[count:]] if count else arguments
 
 
 def _with_flags(part: Any, arguments: list[str]) -> list[str]:
