@@ -202,6 +202,7 @@ MERGES = Registry("merge method", package="moadapt.merging", group="moadapt.merg
 OBJECTIVES = Registry("objective", package="moadapt.objectives", group="moadapt.objectives")
 RANKS = Registry("rank allocator", package="moadapt.ranks", group="moadapt.ranks")
 ROUTERS = Registry("router", group="moadapt.routers")
+SAMPLERS = Registry("sampler", package="moadapt.sampling", group="moadapt.sampling")
 TASKS = Registry("task", group="moadapt.tasks")
 BASES = Registry("base", group="moadapt.tasks")
 DATASETS = Registry("data set", group="moadapt.tasks")

@@ -15,6 +15,7 @@ KINDS: dict[str, Registry] = {
     "families": registry.FAMILIES,
     "initials": registry.INITIALS,
     "ranks": registry.RANKS,
+    "samplers": registry.SAMPLERS,
     "tasks": registry.TASKS,
     "merges": registry.MERGES,
     "objectives": registry.OBJECTIVES,
@@ -30,8 +31,8 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, initials, ranks, tasks, merges, objectives, bases, datasets, metrics, codecs or views;
-            all by default.
+        kind: routers, families, initials, ranks, samplers, tasks, merges, objectives, bases, datasets, metrics, codecs
+            or views; all by default.
 
     Raises:
         ValueError: There is no such kind.

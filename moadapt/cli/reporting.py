@@ -14,7 +14,7 @@ from moadapt.cli.parser_messages import tidied
 from moadapt.cli.routing_examples import routing_examples
 from moadapt.cli.run_folder import RunFolder
 from moadapt.cli.short_names import resolve
-from moadapt.registry import ROUTERS
+from moadapt.registry import ROUTERS, SAMPLERS, Registry
 from moadapt.reporting.run_page import write_run_report
 from moadapt.training import MixedTasks
 
@@ -95,16 +95,16 @@ def _about(folder: RunFolder, routed: bool) -> list[str]:
     said = [f"A mixture on the frozen base {model['base']}: {what} and {shared}, {folder.steps} steps on {tasks}."]
     if not routed:
         return [*said, "Nothing is routed in it: every input gets the same adapter, so there is no routing to show."]
-    said.append(f"Its router is {_router(model['router'])}.")
+    said.append(f"Its router is {_part(model['router'], ROUTERS)}.")
     if folder.mixture is None:
         said.append("The fit has not come to its end, so no mixture is saved yet, and no inputs are shown.")
     return said
 
 
-def _router(given: Mapping[str, Any]) -> str:
+def _part(given: Mapping[str, Any], registry: Registry) -> str:
     settings = given.get("init_args") or {}
     told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    name = ROUTERS.name_of(ROUTERS.get(given["class_path"]))
+    name = registry.name_of(registry.get(given["class_path"]))
     return f"{name} ({told})" if told else name
 
 
@@ -116,7 +116,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "base": model["base"],
         "max_steps": trainer.get("max_steps"),
         "batch_size": data.get("batch_size"),
-        "sampling": data.get("sampling"),
+        "sampling": _part(data["sampling"], SAMPLERS) if data.get("sampling") else None,
         "learning_rate": optimization.get("learning_rate"),
         "router_learning_rate": optimization.get("router_learning_rate"),
         "objectives": ", ".join(_objective(given) for given in model.get("objectives") or ()) or None,

@@ -1,8 +1,8 @@
 """Short names in configurations: `class_path: top_k` becomes the class's dotted path before anything is parsed.
 
-A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, `ranks`, `codec`, `view`, and the
-entries of `experts`, `tasks` and `objectives`. Its settings are checked here too, since the class tells best what it
-accepts. A named `placement` becomes its fields.
+A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, `ranks`, `sampling`, `codec`,
+`view`, and the entries of `experts`, `tasks` and `objectives`. Its settings are checked here too, since the class tells
+best what it accepts. A named `placement` becomes its fields.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from moadapt.placement import Placement
-from moadapt.registry import CODECS, DATASETS, FAMILIES, OBJECTIVES, RANKS, ROUTERS, TASKS, VIEWS, Registry
+from moadapt.registry import CODECS, DATASETS, FAMILIES, OBJECTIVES, RANKS, ROUTERS, SAMPLERS, TASKS, VIEWS, Registry
 from moadapt.specs import fields_of
 
 _PARTS = {
@@ -22,6 +22,7 @@ _PARTS = {
     "shared": FAMILIES,
     "dataset": DATASETS,
     "ranks": RANKS,
+    "sampling": SAMPLERS,
     "codec": CODECS,
     "view": VIEWS,
 }
@@ -37,7 +38,7 @@ def resolve(config: Any) -> Any:
         config: What a YAML file holds, or a part of it.
 
     Raises:
-        ValueError: A name or a setting of a part is unknown; the accepted ones are listed.
+        ValueError: A name or a setting of a part is unknown, or a part is a number; the accepted ones are listed.
     """
     if not isinstance(config, Mapping):
         return config
@@ -45,6 +46,9 @@ def resolve(config: Any) -> Any:
     for key, value in config.items():
         if key in _PARTS and isinstance(value, str | Mapping):
             resolved[key] = _part(str(key), value, _PARTS[key])
+        elif key in _PARTS and isinstance(value, int | float) and not isinstance(value, bool):
+            registry = _PARTS[key]
+            raise ValueError(f"{key} is {value}; name a {registry.kind}: {', '.join(registry.names())}")
         elif key in _MAPS and isinstance(value, Mapping):
             resolved[key] = {name: _part(f"{key}.{name}", part, _MAPS[key]) for name, part in value.items()}
         elif key == _PLACEMENT and isinstance(value, str) and value:

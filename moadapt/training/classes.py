@@ -42,6 +42,17 @@ class ClassCollator:
             labels = torch.tensor([[self._class_of(example)] for example in examples])
         return Batch(inputs, names, rows, examples, labels, self.classes)
 
+    def length(self, item: Item) -> int:
+        """Return the tokens of a row.
+
+        Raises:
+            ValueError: The base reads pictures, which have none.
+        """
+        inputs = self._read([item.example])
+        if "input_ids" not in inputs:
+            raise ValueError("this base reads pictures alone, all of one size; leave batch_tokens out, give batch_size")
+        return int(inputs["input_ids"].shape[1])
+
     def _read(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         reads_text = isinstance(self.processor, PreTrainedTokenizerBase)
         for example in examples:

@@ -73,6 +73,12 @@ class Collator:
             inputs["token_type_ids"][labels != IGNORED] = 1
         return Batch(inputs, names, rows, examples, labels)
 
+    def length(self, item: Item) -> int:
+        """Return the tokens of a row with its longest answer, both sequences of an encoder-decoder together."""
+        prompt = self.prompts.prompt_tokens([item.example.prompt], [open_pictures(item.example)])
+        answers = self.written.tokens(item.example.answers)
+        return int(prompt["attention_mask"].sum()) + max(map(len, answers))
+
     def _to_generate_from(self, prompts: dict[str, Tensor], padding: int) -> dict[str, Tensor]:
         if self.decoder_start is None:
             return padded(prompts, padding, "left")

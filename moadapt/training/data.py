@@ -11,13 +11,15 @@ from transformers import AutoConfig
 
 from moadapt.bases import base_folder, class_names, decoder_start
 from moadapt.processors import load_processor
+from moadapt.sampling import Proportional, Sampler
 from moadapt.task import BadExample, Dataset, Example, Task
 from moadapt.training.answers import AnswerWriter
 from moadapt.training.batch import Batch
 from moadapt.training.classes import ClassCollator
 from moadapt.training.collate import Collator
+from moadapt.training.lengths import row_lengths
 from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
-from moadapt.training.order import MixedOrder, Sampling
+from moadapt.training.order import Budget, MixedOrder
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 10
@@ -31,10 +33,14 @@ class MixedTasks(lightning.LightningDataModule):
         base: Name of the base, whose processor makes the batches; a registered short name, a folder or a hub name.
         tasks: Tasks by name; where a router goes by task, by the names of its experts. Either this or `dataset`.
         dataset: Data that knows its tasks.
-        batch_size: Rows of a training step, over all processes.
+        batch_size: Rows of a training step, over all processes; with `batch_tokens` the most of them.
         eval_batch_size: Rows that one process generates answers for at a time; None is `batch_size`.
-        sampling: Shares of the tasks in a batch: `proportional` to their sizes, `uniform`, or a temperature T of at
-            least 1 for shares proportional to size^(1/T).
+        sampling: Which share of the training rows each task gets; by default in proportion to their numbers of rows.
+        one_task: Whether each training batch holds rows of one task, the tasks taking turns, or mixes them.
+        batch_tokens: Most tokens of a training step, over all processes and padding included; the rows' lengths are
+            measured when training starts. None takes `batch_size` rows, however long.
+        batch_multiple: With `batch_tokens`, what the rows of a step are a multiple of; the number of processes must
+            divide it, so that each keeps to its part of the tokens.
         num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
         seed: Of order and chosen answers, from 0.
         on_bad_example: What to do when entries of the files cannot be used: `raise` before anything is trained, or, of
@@ -51,7 +57,10 @@ class MixedTasks(lightning.LightningDataModule):
         dataset: Dataset | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
-        sampling: Sampling = "proportional",
+        sampling: Sampler | None = None,
+        one_task: bool = False,
+        batch_tokens: int | None = None,
+        batch_multiple: int = 8,
         num_workers: int = 0,
         seed: int = 0,
         on_bad_example: Literal["raise", "skip"] = "raise",
@@ -63,20 +72,24 @@ class MixedTasks(lightning.LightningDataModule):
         for name, number, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
+            ("batch_tokens", batch_tokens, 1),
+            ("batch_multiple", batch_multiple, 1),
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
         ):
             if number is not None and number < least:
                 raise ValueError(f"{name} is {number}; give at least {least}")
-        self.base, self.dataset, self.batch_size, self.sampling = base, dataset, batch_size, sampling
+        self.base, self.dataset, self.batch_size, self.sampler = base, dataset, batch_size, sampling or Proportional()
+        self.one_task, self.batch_tokens, self.batch_multiple = one_task, batch_tokens, batch_multiple
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers, self.seed, self.on_bad_example = num_workers, seed, on_bad_example
         self.tasks: Mapping[str, Task] = dict(tasks or {})
         self.skipped: dict[str, list[BadExample]] = {}
         self._rows: dict[str, Rows] = {}
         self._collators: dict[bool, Collator | ClassCollator] = {}
+        self._order: MixedOrder | None = None
         self._loader: TrainLoader | None = None
-        self._resumed: dict[str, int] | None = None
+        self._resumed: dict[str, Any] | None = None
 
     @cached_property
     def processor(self) -> Any:
@@ -176,6 +189,15 @@ class MixedTasks(lightning.LightningDataModule):
         """
         self._resumed = state_dict or None
 
+    def follow(self, found: Mapping[str, float]) -> None:
+        """Let the sampler know what a validation found, from the next training batch on.
+
+        Args:
+            found: What `sampler.reads` names, by task; the same on all processes.
+        """
+        assert self._loader is not None, "a validation within a training"
+        self._loader.follow(found)
+
     def examples(self, split: str) -> list[Example]:
         """Return all rows of a split that `setup` read, one task after the other.
 
@@ -186,8 +208,21 @@ class MixedTasks(lightning.LightningDataModule):
 
     def _train_loader(self) -> TrainLoader:
         rows = self._rows["train"]
-        order = MixedOrder(rows.sizes, self.batch_size, self.sampling, self.seed)
-        return TrainLoader(rows, order, self._collator(answers=True), self.num_workers, *self._process())
+        if self._order is None:
+            budget = None if self.batch_tokens is None else self._budget(self.batch_tokens)
+            self._order = MixedOrder(
+                rows.sizes, self.batch_size, self.sampler, self.seed, one_task=self.one_task, budget=budget
+            )
+        return TrainLoader(rows, self._order, self._collator(answers=True), self.num_workers, *self._process())
+
+    def _budget(self, tokens: int) -> Budget:
+        """Measure the training rows, each process its part of them."""
+        rows, collator = self._rows["train"], self._collator(answers=True)
+        lengths = row_lengths(rows, collator, self.num_workers, *self._process())
+        if self.trainer is not None:
+            strategy = self.trainer.strategy
+            lengths = strategy.reduce(lengths.to(strategy.root_device), reduce_op="sum").cpu()
+        return Budget(tokens, self.batch_multiple, lengths.numpy())
 
     def _evaluation(self, split: str, *, answers: bool = False) -> EvaluationLoader:
         collator = self._collator(answers=answers)

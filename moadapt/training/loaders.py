@@ -1,4 +1,4 @@
-"""Loaders whose place in the data is one number, and that share a batch among processes themselves.
+"""Loaders whose place in the data is a plain value, and that share a batch among processes themselves.
 
 They are no torch DataLoader, so that Lightning does not replace their samplers.
 """
@@ -7,9 +7,11 @@ import atexit
 import logging
 import signal
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from torch.utils.data import DataLoader, Dataset
@@ -19,8 +21,9 @@ from moadapt.task import Defect, Example
 from moadapt.training.batch import Batch
 from moadapt.training.classes import ClassCollator
 from moadapt.training.collate import Collator, Item
-from moadapt.training.order import Draw, MixedOrder, spread
+from moadapt.training.order import Draw, MixedOrder, Place
 
+Made = TypeVar("Made")
 _LOG = logging.getLogger(__name__)
 
 
@@ -34,8 +37,8 @@ class Rows(Dataset[Item]):
 
     def __init__(self, tasks: Mapping[str, Sequence[Example]], *, skip: bool = False) -> None:
         self.names, self.tasks, self.skip = list(tasks), list(tasks.values()), skip
-        self.sizes = [len(examples) for examples in self.tasks]
-        self._ends = list(accumulate(self.sizes))
+        self.sizes = {name: len(examples) for name, examples in tasks.items()}
+        self._ends = list(accumulate(self.sizes.values()))
 
     def __len__(self) -> int:
         """Rows of all tasks."""
@@ -48,7 +51,7 @@ class Rows(Dataset[Item]):
             Defect: It is read only now, and cannot be used.
         """
         task = bisect_right(self._ends, draw.row)
-        start = self._ends[task] - self.sizes[task]
+        start = self._ends[task] - len(self.tasks[task])
         return Item(self.names[task], self.tasks[task][draw.row - start], draw.row, draw.turn)
 
     def __getitems__(self, draws: Iterable[Draw]) -> list[Item]:
@@ -77,10 +80,11 @@ class TrainLoader:
         collator: Makes batches.
         num_workers: Processes that prepare batches ahead; 0 prepares them in this one.
         process: Index of this process.
-        num_processes: How many processes share a batch, evenly.
+        num_processes: How many processes share a batch; their numbers of rows differ by one at most, and with a budget
+            of tokens not at all.
 
     Raises:
-        ValueError: The batch cannot be shared evenly.
+        ValueError: A process would get no row, or, with a budget, more than its part of the tokens.
     """
 
     def __init__(
@@ -92,16 +96,24 @@ class TrainLoader:
         process: int,
         num_processes: int,
     ) -> None:
-        if order.batch_size % num_processes:
+        if order.batch_size < num_processes:
             raise ValueError(
                 f"batch_size is {order.batch_size}, the rows of a step over all processes, and there are "
-                f"{num_processes} processes; give a multiple of {num_processes}"
+                f"{num_processes} processes; give at least one row a process"
+            )
+        if order.budget is not None and order.budget.multiple % num_processes:
+            raise ValueError(
+                f"batch_multiple is {order.budget.multiple} and there are {num_processes} processes, which could not "
+                f"all keep to their part of batch_tokens; give a multiple of {num_processes}"
             )
         self.rows, self.order, self.collator, self.num_workers = rows, order, collator, num_workers
-        share = order.batch_size // num_processes
-        self._shares = [slice(each * share, (each + 1) * share) for each in range(num_processes)]
-        self._own = self._shares[process]
-        self.steps_done = 0
+        self.process, self.num_processes = process, num_processes
+        self.place = order.start
+
+    @property
+    def steps_done(self) -> int:
+        """How many batches were given, in all epochs."""
+        return self.place.step
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -112,14 +124,17 @@ class TrainLoader:
 
         Nothing is read before the first batch is asked for: Lightning makes the iterator before it restores state.
         """
-        epoch, step = divmod(self.steps_done, len(self))
-        steps = (self.order.batch(epoch, rest)[self._own] for rest in range(step, len(self)))
-        for batch in _batches(self.rows, steps, self.collator, self.num_workers):
-            if not len(batch):
-                raise ValueError(f"no row of step {self.steps_done} can be used; mend the data or give larger batches")
-            batch.step = self.steps_done
-            self.steps_done += 1
-            yield batch
+        end = (self.steps_done // len(self) + 1) * len(self)
+        while self.steps_done < end:
+            yield from self._until(end)
+
+    def follow(self, found: Mapping[str, float]) -> None:
+        """Let the sampler know what a validation found; the next batch follows it, whatever workers have prepared.
+
+        Args:
+            found: What the sampler reads, by task; the same on all processes.
+        """
+        self.place = replace(self.place, known=self.order.sampler.follow(self.place.known, found))
 
     def first(self, count: int) -> Iterator[Batch]:
         """Give the batches of the first steps, the shares of all processes one after the other.
@@ -129,30 +144,47 @@ class TrainLoader:
         Args:
             count: How many steps.
         """
-        for step in range(count):
-            draws = self.order.batch(*divmod(step, len(self)))
-            for share in self._shares:
-                yield self.collator(self.rows.__getitems__(draws[share]))
+        place = self.order.start
+        for _ in range(count):
+            draws, place = self.order.batch(place)
+            for process in range(self.num_processes):
+                yield self.collator(self.rows.__getitems__(self._share(draws, process)))
 
-    def state_dict(self) -> dict[str, int]:
-        """Return seed, epoch and step of the next batch."""
-        epoch, step = divmod(self.steps_done, len(self))
-        return {"seed": self.order.seed, "epoch": epoch, "step": step, "steps_per_epoch": len(self)}
+    def state_dict(self) -> dict[str, Any]:
+        """Return seed, epoch and step of the next batch, and what its rows depend on besides, in plain values."""
+        return self.order.state(self.place)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, on any number of processes.
 
         Raises:
             ValueError: The data, its order or the batch size are not what they were.
         """
-        own = {"seed": self.order.seed, "steps_per_epoch": len(self)}
-        changed = [f"{name} was {state[name]} and is {now}" for name, now in own.items() if state[name] != now]
-        if changed:
-            raise ValueError(
-                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same "
-                "tasks, batch_size and seed, or start a new run"
-            )
-        self.steps_done = state["epoch"] * len(self) + state["step"]
+        self.place = self.order.place(state)
+
+    def _until(self, end: int) -> Iterator[Batch]:
+        """Give batches up to a step, or until something else moves the place."""
+        ahead: deque[Place] = deque()
+        for batch in prepared(self.rows, self._planned(end, ahead), self.collator, self.num_workers):
+            if not len(batch):
+                raise ValueError(f"no row of step {self.steps_done} can be used; mend the data or give larger batches")
+            batch.step = self.steps_done
+            here = self.place = ahead.popleft()
+            yield batch
+            if self.place is not here:  # what was prepared ahead was drawn with the shares of before
+                return
+
+    def _planned(self, end: int, ahead: "deque[Place]") -> Iterator[list[Draw]]:
+        """Give this process's rows of every step; `ahead` gets the places behind those that were not given yet."""
+        place = self.place
+        while place.step < end:
+            draws, place = self.order.batch(place)
+            ahead.append(place)
+            yield self._share(draws, self.process)
+
+    def _share(self, draws: list[Draw], process: int) -> list[Draw]:
+        start, stop = (len(draws) * edge // self.num_processes for edge in (process, process + 1))
+        return draws[start:stop]
 
 
 class EvaluationLoader:
@@ -181,16 +213,18 @@ class EvaluationLoader:
     ) -> None:
         self.rows, self.collator, self.batch_size, self.num_workers = rows, collator, batch_size, num_workers
         self.process, self.num_processes = process, num_processes
-        self._chunks = [-(-size // (batch_size * num_processes)) for size in rows.sizes]
+        counts = [-(-size // (batch_size * num_processes)) for size in rows.sizes.values()]
+        turns = [((chunk + 0.5) / count, task, chunk) for task, count in enumerate(counts) for chunk in range(count)]
+        self._chunks = [(task, chunk) for _, task, chunk in sorted(turns)]
 
     def __len__(self) -> int:
         """Batches on each process."""
-        return sum(self._chunks)
+        return len(self._chunks)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give all batches of this process."""
         rows = (self._own(number) or self._draws(number)[:1] for number in range(len(self)))
-        for number, batch in enumerate(_batches(self.rows, rows, self.collator, self.num_workers)):
+        for number, batch in enumerate(prepared(self.rows, rows, self.collator, self.num_workers)):
             batch.spare = not self._own(number)
             yield batch
 
@@ -200,20 +234,29 @@ class EvaluationLoader:
 
     def _draws(self, number: int) -> list[Draw]:
         """Return the rows of all processes in one batch."""
-        [(task, chunk)] = spread(self._chunks, [0.5] * len(self._chunks), number, number + 1)
-        length = self.batch_size * self.num_processes
-        start = sum(self.rows.sizes[:task])
-        chunked = range(chunk * length, min((chunk + 1) * length, self.rows.sizes[task]))
+        task, chunk = self._chunks[number]
+        length, sizes = self.batch_size * self.num_processes, list(self.rows.sizes.values())
+        start = sum(sizes[:task])
+        chunked = range(chunk * length, min((chunk + 1) * length, sizes[task]))
         return [Draw(start + row, 0) for row in chunked]
 
 
-def _batches(
-    rows: Rows, batches: Iterable[list[Draw]], collator: Collator | ClassCollator, num_workers: int
-) -> Iterator[Batch]:
+def prepared(
+    rows: Rows, batches: Iterable[list[Draw]], collate: Callable[[list[Item]], Made], num_workers: int
+) -> Iterator[Made]:
+    """Read rows and give what is made of them, in order.
+
+    Args:
+        rows: Where they are read.
+        batches: Which rows are read together; asked for ahead where there are workers.
+        collate: Makes something of those that can be used.
+        num_workers: Processes that do so ahead; 0 does it in this one.
+
+    Raises:
+        ValueError: A row cannot be used, and is not to be skipped.
+    """
     ignore = _ignore_signals if num_workers else None
-    loader = DataLoader(
-        rows, batch_sampler=batches, collate_fn=collator, num_workers=num_workers, worker_init_fn=ignore
-    )
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, worker_init_fn=ignore)
     iterator: Any = iter(loader)
     if not num_workers:
         yield from iterator

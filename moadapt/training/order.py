@@ -1,18 +1,21 @@
-"""The order of training rows: which rows the step s of epoch e trains on, as a pure function of the seed.
+"""The order of training rows: which rows the next step trains on, wherever training stands in the data.
 
-An epoch has `rows // batch_size` steps. Every task has a fixed share of it, and its rows are spread evenly over the
-epoch, so that every batch mixes the tasks in their shares. A task goes through its own rows in shuffled passes that do
-not stop at epochs: no row comes a second time before all others of its task came once.
+A sampler gives each task a share, and tasks take turns so that every stretch of rows holds them in their shares. A task
+goes through its own rows in shuffled passes that stop neither at epochs nor when shares change: no row comes a second
+time before all others of its task came once. What a step takes is a function of the seed and of the place in the data,
+a plain value that the step before hands on. How many processes train does not enter: they share the rows of a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Sampling = Literal["proportional", "uniform"] | float
+from moadapt.sampling import Known, Sampler
 
 
 @dataclass(frozen=True)
@@ -28,45 +31,180 @@ class Draw:
     turn: int
 
 
-class MixedOrder:
-    """Batches that mix tasks.
+@dataclass(frozen=True)
+class Place:
+    """Where training stands in the data.
 
     Args:
-        sizes: Rows of each task, each at least 1.
-        batch_size: Rows of a step, over all processes, at least 1.
-        sampling: Shares of the tasks: `proportional` to their sizes, `uniform`, or a temperature T of at least 1 for
-            shares proportional to size^(1/T).
-        seed: Another seed is another order, from 0.
-
-    Raises:
-        ValueError: A number is out of range, or a batch has fewer rows than there are tasks.
+        step: How many batches were drawn.
+        drawn: Rows of each task among them.
+        waits: How long each task waits for its next turn, in rows of its own.
+        known: What the sampler remembers of validations.
     """
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, sampling: Sampling, seed: int) -> None:
-        if not sizes or min(sizes) < 1 or batch_size < len(sizes):
+    step: int
+    drawn: tuple[int, ...]
+    waits: tuple[float, ...]
+    known: Known
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit to the tokens of a step, padding included: its rows times the length of the longest.
+
+    Args:
+        tokens: The limit, over all processes.
+        multiple: What the number of rows is a multiple of, so that as many processes get equal parts.
+        lengths: Tokens of every row, of all tasks one after the other, (N,).
+
+    Raises:
+        ValueError: The longest row does not fit in so often.
+    """
+
+    tokens: int
+    multiple: int
+    lengths: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Require that a step may hold any rows."""
+        longest = int(self.lengths.max())
+        if longest * self.multiple > self.tokens:
             raise ValueError(
-                f"batch_size is {batch_size} and the tasks have {list(sizes)} rows; every task needs rows, and a batch "
-                "needs at least one row a task"
+                f"batch_tokens is {self.tokens}, and {self.multiple} rows (batch_multiple) of the longest row's "
+                f"{longest} tokens do not fit in; give at least {longest * self.multiple}, a smaller multiple, or "
+                "leave long rows out"
             )
-        self.sizes, self.batch_size, self.seed = tuple(sizes), batch_size, seed
-        self.steps = max(1, sum(sizes) // batch_size)
-        self.counts = _apportion(_shares(sizes, sampling), self.steps * batch_size)
-        self._starts = [sum(sizes[:task]) for task in range(len(sizes))]
+
+
+class MixedOrder:
+    """Batches of rows of several tasks.
+
+    Args:
+        sizes: Rows of each task by name, each at least 1.
+        batch_size: Rows of a step, over all processes, at least 1; with a budget the most of them.
+        sampler: Gives the tasks their shares.
+        seed: Another seed is another order, from 0.
+        one_task: Whether each batch holds rows of one task, tasks taking turns batch by batch.
+        budget: Limits the tokens of a step; None takes `batch_size` rows.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_size: int,
+        sampler: Sampler,
+        seed: int,
+        *,
+        one_task: bool = False,
+        budget: Budget | None = None,
+    ) -> None:
+        self.group = batch_size if budget is None else budget.multiple
+        if not sizes or min(sizes.values()) < 1 or batch_size < self.group or batch_size < 1:
+            raise ValueError(
+                f"batch_size is {batch_size} and the tasks have {dict(sizes)} rows; every task needs a row, and a step "
+                f"at least {max(1, self.group if budget else 1)}"
+            )
+        self.sizes, self.batch_size, self.sampler, self.seed = dict(sizes), batch_size, sampler, seed
+        self.one_task, self.budget = one_task, budget
+        self._starts = list(accumulate(self.sizes.values(), initial=0))
         self._passes: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
-    def batch(self, epoch: int, step: int) -> list[Draw]:
-        """Return the rows of one step.
+    @cached_property
+    def steps(self) -> int:
+        """Steps of an epoch: as many as the rows of all tasks fill; those left over open the next one."""
+        rows = sum(self.sizes.values())
+        if self.budget is None:
+            return max(1, rows // self.batch_size)
+        place, steps = self.start, -1
+        while sum(place.drawn) <= rows:
+            steps, place = steps + 1, self.batch(place)[1]
+        return max(1, steps)
 
-        Args:
-            epoch: From 0.
-            step: From 0 to `steps` - 1.
+    @property
+    def start(self) -> Place:
+        """The place where nothing was drawn yet."""
+        tasks = len(self.sizes)
+        if self.sampler.in_order:
+            firsts = [(task + 0.5) / tasks for task in range(tasks)]
+        else:
+            unit = self.group if self.one_task else 1
+            firsts = (unit * np.random.default_rng([self.seed, 0]).random(tasks)).tolist()
+        return Place(0, (0,) * tasks, tuple(firsts), {})
+
+    def batch(self, place: Place) -> tuple[list[Draw], Place]:
+        """Return the rows of the step at a place, and the place behind it."""
+        shares = self._shares(place)
+        draws: list[Draw] = []
+        drawn, waits = list(place.drawn), list(place.waits)
+        chosen = next_turn(waits, shares) if self.one_task else None
+        while len(draws) + self.group <= self.batch_size:
+            ahead_drawn, ahead_waits = list(drawn), list(waits)
+            group = self._group(ahead_drawn, ahead_waits, shares, chosen)
+            if not self._fits(draws + group):
+                break
+            draws, drawn, waits = draws + group, ahead_drawn, ahead_waits
+        if chosen is not None:
+            waits[chosen] += 1 if self.sampler.in_order else len(draws)
+        return draws, Place(place.step + 1, tuple(drawn), tuple(waits), place.known)
+
+    def state(self, place: Place) -> dict[str, Any]:
+        """Return a place as plain values, with what it is a place in."""
+        epoch, step = divmod(place.step, self.steps)
+        by_task = {"drawn": place.drawn, "waits": place.waits}
+        named = {key: dict(zip(self.sizes, values, strict=True)) for key, values in by_task.items()}
+        return {"seed": self.seed, "epoch": epoch, "step": step, "steps_per_epoch": self.steps, **named} | {
+            "known": {key: dict(values) for key, values in place.known.items()}
+        }
+
+    def place(self, state: Mapping[str, Any]) -> Place:
+        """Return the place that `state` told.
+
+        Raises:
+            ValueError: It is a place in other data, or in another order of it.
         """
-        offsets = np.random.default_rng([self.seed, 0, epoch]).random(len(self.counts)).tolist()
-        places = spread(self.counts, offsets, step * self.batch_size, (step + 1) * self.batch_size)
-        return [self._draw(epoch, task, rank) for task, rank in places]
+        own = {"seed": self.seed, "steps_per_epoch": self.steps, "tasks": list(self.sizes)}
+        told = {**state, "tasks": list(state["drawn"])}
+        changed = [f"{name} was {told[name]} and is {now}" for name, now in own.items() if told[name] != now]
+        if changed:
+            raise ValueError(
+                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same "
+                "tasks, batch_size and seed, or start a new run"
+            )
+        step = state["epoch"] * self.steps + state["step"]
+        return Place(step, tuple(state["drawn"].values()), tuple(state["waits"].values()), state["known"])
 
-    def _draw(self, epoch: int, task: int, rank: int) -> Draw:
-        turn, place = divmod(epoch * self.counts[task] + rank, self.sizes[task])
+    def _shares(self, place: Place) -> list[float]:
+        given = self.sampler.shares(self.sizes, place.step, place.known)
+        shares = [float(given.get(name, 0.0)) for name in self.sizes]
+        if not all(0 <= share < float("inf") for share in shares) or not sum(shares) > 0:
+            raise ValueError(
+                f"{type(self.sampler).__name__} gives shares {dict(given)} at step {place.step}; shares are finite, "
+                "from 0 on, and one is above 0"
+            )
+        return shares
+
+    def _group(self, drawn: list[int], waits: list[float], shares: list[float], chosen: int | None) -> list[Draw]:
+        """Draw the fewest rows that a step grows by, moving counts and, where batches mix tasks, turns on."""
+        draws = []
+        for _ in range(self.group):
+            task = next_turn(waits, shares) if chosen is None else chosen
+            draws.append(self._draw(task, drawn[task]))
+            drawn[task] += 1
+            if chosen is None:
+                waits[task] += 1
+        return draws
+
+    def _fits(self, draws: Sequence[Draw]) -> bool:
+        """Tell whether a step may hold these rows."""
+        if self.budget is None:
+            return True
+        return len(draws) * max(int(self.budget.lengths[draw.row]) for draw in draws) <= self.budget.tokens
+
+    def _draw(self, task: int, index: int) -> Draw:
+        turn, place = divmod(index, self._starts[task + 1] - self._starts[task])
         return Draw(self._starts[task] + int(self._shuffled(task, turn)[place]), turn)
 
     def _shuffled(self, task: int, turn: int) -> NDArray[np.int64]:
@@ -74,54 +212,23 @@ class MixedOrder:
         if self._passes.get(task, (None,))[0] != turn:
             self._passes.pop(task, None)  # first, so that two are never held
             rng = np.random.default_rng([self.seed, 1, task, turn])
-            self._passes[task] = turn, rng.permutation(self.sizes[task])
+            self._passes[task] = turn, rng.permutation(self._starts[task + 1] - self._starts[task])
         return self._passes[task][1]
 
 
-def spread(counts: Sequence[int], offsets: Sequence[float], start: int, stop: int) -> list[tuple[int, int]]:
-    """Merge lists so that every stretch holds their elements in proportion, and return a stretch of the merged one.
+def next_turn(waits: list[float], shares: Sequence[float]) -> int:
+    """Return whose turn it is, and let the time pass until then.
 
-    Element j of a list of n is placed at (j + offset) / n, so that between 0 and x there are n x of it, give or take
-    one; only those that can fall into the stretch are looked at.
+    A task of share p waits w / p for its turn. With shares that stay, the j-th of its turns comes at (j + offset) / p,
+    so that a stretch of time x has x p of them, give or take one; a wait that has begun goes on when shares change.
 
     Args:
-        counts: Elements of each list, at least 1.
-        offsets: For each list, from 0 to 1.
-        start: Where the stretch begins.
-        stop: Where it ends, at most the sum of `counts`.
-
-    Returns:
-        List and position in it, of every element of the stretch.
+        waits: How long each task waits yet, in turns of its own; changed, the one whose turn it is to 0.
+        shares: Of the tasks, from 0, one above 0.
     """
-    total, lists = sum(counts), len(counts)
-    least, most = (start - lists - 1) / total, (stop + lists + 1) / total
-    found, before = [], 0
-    for each, (count, offset) in enumerate(zip(counts, offsets, strict=True)):
-        first = min(max(int(least * count - offset) - 1, 0), count)
-        last = min(int(most * count - offset) + 2, count)
-        found += [((j + offset) / count, each, j) for j in range(first, last)]
-        before += first
-    return [(each, j) for _, each, j in sorted(found)[start - before : stop - before]]
-
-
-def _shares(sizes: Sequence[int], sampling: Sampling) -> NDArray[np.float64]:
-    """Return the share of every task, summing to 1."""
-    if isinstance(sampling, str) and sampling not in ("proportional", "uniform"):
-        raise ValueError(f"sampling is {sampling!r}; give proportional, uniform or a temperature of at least 1")
-    if not isinstance(sampling, str) and not sampling >= 1:
-        raise ValueError(f"sampling is a temperature of {sampling}; give at least 1, which is proportional")
-    power = {"proportional": 1.0, "uniform": 0.0}[sampling] if isinstance(sampling, str) else 1 / sampling
-    weights = np.asarray(sizes, dtype=np.float64) ** power
-    return np.asarray(weights / weights.sum())
-
-
-def _apportion(shares: NDArray[np.float64], total: int) -> tuple[int, ...]:
-    """Divide `total` rows by the shares, at least one each: whole parts first, then by largest remainder."""
-    exact = np.maximum(shares * total, 1)
-    exact *= total / exact.sum()
-    counts = np.maximum(np.floor(exact), 1).astype(int)
-    while counts.sum() > total and counts.max() > 1:  # many tiny tasks took one each
-        counts[counts.argmax()] -= 1
-    for task in np.argsort(counts - exact, kind="stable")[: max(0, total - counts.sum())]:
-        counts[task] += 1
-    return tuple(int(count) for count in counts)
+    times = [wait / share if share else float("inf") for wait, share in zip(waits, shares, strict=True)]
+    first = min(range(len(times)), key=times.__getitem__)
+    for task, share in enumerate(shares):
+        waits[task] = max(0.0, waits[task] - share * times[first])
+    waits[first] = 0.0
+    return first

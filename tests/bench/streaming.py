@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from moadapt.registry import TASKS
+from moadapt.sampling import Proportional
 from moadapt.training.loaders import Rows
 from moadapt.training.order import MixedOrder
 
@@ -83,11 +84,13 @@ def draw(folder: Path, form: str) -> None:
     pattern, image = FORMS[form]
     examples, _ = TASKS.get(form)(rows=f"{folder}/{pattern}", images=[image]).read("train")
     rows = Rows({form: examples})
-    order = MixedOrder(rows.sizes, BATCH, "proportional", 0)
+    order = MixedOrder(rows.sizes, BATCH, Proportional(), 0)
     opened, own, seen = time.perf_counter() - start, 0.0, 0
     start = time.perf_counter()
+    place = order.start
     for step in range(order.steps):
-        seen += len(rows.__getitems__(order.batch(0, step)))
+        draws, place = order.batch(place)
+        seen += len(rows.__getitems__(draws))
         if step % 100 == 0:
             own = max(own, mebibytes("RssAnon"))
     each = (time.perf_counter() - start) / seen

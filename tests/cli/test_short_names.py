@@ -13,6 +13,7 @@ from moadapt.specs import fields_of
 APART = "moadapt.objectives.orthogonality.Orthogonality"
 TOP_K, BY_TASK = "moadapt_routers.top_k.TopK", "moadapt_routers.by_task.ByTask"
 LORA, VQA = "moadapt.adapters.lora.LoRA", "moadapt_tasks.vqa.VQA"
+UNIFORM = "moadapt.sampling.uniform.Uniform"
 IMPORTANCE = "moadapt.ranks.importance.Importance"
 GROUNDING, QWEN = "moadapt_tasks.grounding.Grounding", "moadapt_tasks.boxes.qwen2_5_vl.Qwen25VLBoxes"
 SMART = "moadapt_tasks.boxes.smart_resize.SmartResize"
@@ -30,7 +31,7 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
                 "experts": {"one": "lora", "two": {"class_path": "lora"}},
                 "objectives": ["orthogonality", {"class_path": "orthogonality", "init_args": {"weight": 0.5}}],
             },
-            "data": {"dataset": "digit_scenes", "tasks": {"vqa": {"class_path": "vqa"}}, "batch_size": 4},
+            "data": {"dataset": "digit_scenes", "tasks": {"vqa": {"class_path": "vqa"}}, "sampling": "uniform"},
         },
         "model": {"init_args": {"router": BY_TASK, "shared": None, "placement": {"every": 2}}},
         "also": {"shared": {"class_path": "lora", "init_args": {"placement": "top"}}, "placement": "top"},
@@ -44,11 +45,16 @@ def test_names_become_paths_wherever_their_key_stands() -> None:
                 "experts": {"one": LORA, "two": {"class_path": LORA}},
                 "objectives": [APART, {"class_path": APART, "init_args": {"weight": 0.5}}],
             },
-            "data": {"dataset": SCENES, "tasks": {"vqa": {"class_path": VQA}}, "batch_size": 4},
+            "data": {"dataset": SCENES, "tasks": {"vqa": {"class_path": VQA}}, "sampling": UNIFORM},
         },
         "model": {"init_args": {"router": BY_TASK, "shared": None, "placement": {"every": 2}}},
         "also": {"shared": {"class_path": LORA, "init_args": {"placement": TOP}}, "placement": TOP},
     }
+
+
+def test_a_number_in_the_place_of_a_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sampling is 2\.0; name a sampler: annealed, .*temperature"):
+        resolve({"data": {"sampling": 2.0}})
 
 
 def test_names_become_paths_within_the_settings_of_a_part() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from moadapt.registry import TASKS
+from moadapt.sampling import Proportional
 from moadapt.task import Defect
 from moadapt.training.batch import Batch
 from moadapt.training.collate import Collator
@@ -227,7 +228,7 @@ def test_no_shard_is_refused(tmp_path: Path) -> None:
 
 def loader(folder: Path, workers: int = 0, process: int = 0, processes: int = 1) -> TrainLoader:
     rows = Rows({"tars": task_on(folder).read("train")[0]})
-    order = MixedOrder(rows.sizes, 6, "proportional", seed=2)
+    order = MixedOrder(rows.sizes, 6, Proportional(), seed=2)
     return TrainLoader(rows, order, Collator(toy.processor(), seed=2, answers=True), workers, process, processes)
 
 

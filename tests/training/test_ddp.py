@@ -16,7 +16,7 @@ from moadapt.registry import FAMILIES
 from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, data
 from moadapt.training.module import TaskModule
-from moadapt.training.order import Draw, MixedOrder
+from moadapt.training.order import Draw, MixedOrder, Place
 from moadapt.training.routing_log import LogRouting
 from moadapt_routers import ByTask, Poly, TopK
 from tests.conformance.canonical import VISION
@@ -31,15 +31,17 @@ TOWERS = Placement(towers=("vision", "language"))
 class TaskByTask(MixedOrder):
     """The same batches, sorted: with equally many rows each process gets one of the two tasks."""
 
-    def batch(self, epoch: int, step: int) -> list[Draw]:
-        return sorted(super().batch(epoch, step), key=lambda draw: draw.row)
+    def batch(self, place: Place) -> tuple[list[Draw], Place]:
+        draws, after = super().batch(place)
+        return sorted(draws, key=lambda draw: draw.row), after
 
 
 class FirstAlone(TaskByTask):
     """Every second batch has the first task alone."""
 
-    def batch(self, epoch: int, step: int) -> list[Draw]:
-        return [Draw(row, 0) for row in range(self.batch_size)] if step % 2 else super().batch(epoch, step)
+    def batch(self, place: Place) -> tuple[list[Draw], Place]:
+        draws, after = super().batch(place)
+        return [Draw(row, 0) for row in range(self.batch_size)] if place.step % 2 else draws, after
 
 
 def mixture(base: str, router: RouterSpec | None, family: FamilySpec | None = None, **options: Any) -> MixtureModule:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from moadapt.sampling import Proportional
 from moadapt.task import BadExample, Defect, Example
 from moadapt.training.collate import Collator
 from moadapt.training.loaders import EvaluationLoader, Rows, TrainLoader
@@ -22,7 +23,7 @@ def rows(tmp_path: Path) -> Rows:
 
 
 def train(rows: Rows, workers: int = 0, process: int = 0, processes: int = 1) -> TrainLoader:
-    order = MixedOrder(rows.sizes, 4, "proportional", seed=1)
+    order = MixedOrder(rows.sizes, 4, Proportional(), seed=1)
     return TrainLoader(rows, order, Collator(toy.processor(), seed=1, answers=True), workers, process, processes)
 
 
@@ -30,15 +31,17 @@ def seen(batches: Any) -> list[list[int]]:
     return [batch.rows.tolist() for batch in batches]
 
 
-def test_processes_share_the_batches_of_one(rows: Rows) -> None:
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_processes_share_the_batches_of_one(rows: Rows, processes: int) -> None:
     whole = seen(train(rows))
-    halves = [seen(train(rows, process=process, processes=2)) for process in range(2)]
-    assert [first + second for first, second in zip(*halves, strict=True)] == whole
+    parts = [seen(train(rows, process=process, processes=processes)) for process in range(processes)]
+    assert [[row for part in step for row in part] for step in zip(*parts, strict=True)] == whole
+    assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in zip(*parts, strict=True))
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(rows: Rows) -> None:
-    with pytest.raises(ValueError, match=r"batch_size is 4.*multiple of 3"):
-        train(rows, processes=3)
+def test_a_batch_with_fewer_rows_than_processes_is_refused(rows: Rows) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 4.*5 processes; give at least one row a process"):
+        train(rows, processes=5)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -63,18 +66,25 @@ def test_a_loader_goes_on_where_its_state_was_taken(rows: Rows, done: int, worke
         assert all(torch.equal(mine.inputs[name], theirs.inputs[name]) for name in theirs.inputs)
 
 
-def test_the_state_is_seed_epoch_and_step(rows: Rows) -> None:
+def test_the_state_is_seed_epoch_and_step_and_what_was_drawn(rows: Rows) -> None:
     loader = train(rows)
     for _ in range(2):
         list(loader)
-    next(iter(loader))
-    assert loader.state_dict() == {"seed": 1, "epoch": 2, "step": 1, "steps_per_epoch": 3}
+    last = next(iter(loader))
+    state = loader.state_dict()
+    waits = state.pop("waits")
+    first = last.task_names.count("small")
+    drawn = {"small": 14 + first, "large": 10 + 4 - first}
+    assert state == {"seed": 1, "epoch": 2, "step": 1, "steps_per_epoch": 3, "drawn": drawn, "known": {}}
+    assert {name: type(wait) for name, wait in waits.items()} == {"small": float, "large": float}
 
 
 def test_a_state_of_other_data_is_refused(rows: Rows) -> None:
     loader = train(rows)
     with pytest.raises(ValueError, match="seed was 9 and is 1"):
         loader.load_state_dict({**loader.state_dict(), "seed": 9})
+    with pytest.raises(ValueError, match=r"tasks was \['small'\] and is \['small', 'large'\]"):
+        loader.load_state_dict({**loader.state_dict(), "drawn": {"small": 3}})
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -145,7 +155,7 @@ def test_an_epoch_shows_every_row_once_over_processes_and_workers(
     read = Rows({name: task.read("train")[0] for name, task in toy.toy_tasks(tmp_path, rows=rows).items()})
     loaders = []
     for process in range(processes):
-        order = MixedOrder(read.sizes, 6, "proportional", seed=1)
+        order = MixedOrder(read.sizes, 6, Proportional(), seed=1)
         collator = Collator(toy.processor(), seed=1, answers=True)
         loaders.append(TrainLoader(read, order, collator, workers, process, processes))
     epochs = [[row for loader in loaders for batch in seen(loader) for row in batch] for _ in range(2)]

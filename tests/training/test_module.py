@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from moadapt.router import RouterSpec
 from moadapt.training import MixedTasks, MixtureModule, Optimization, PeftModule
 from moadapt.training.loss import answer_logits
 from moadapt.training.module import TaskModule
-from moadapt.training.order import Draw
+from moadapt.training.order import Draw, Place
 from moadapt_routers import ByTask, Switch, TopK
 from tests.training import runs, toy
 from tests.training.runs import trainer
@@ -58,7 +59,8 @@ def test_a_checkpoint_holds_no_base_loads_as_weights_only_and_gives_the_same_sco
     assert stored["state_dict"].keys() == first.tensors().keys()
     assert stored["optimizer_states"][0]["state"]
     assert stored["lr_schedulers"]
-    assert stored["MixedTasks"] == {"seed": 0, "epoch": 1, "step": 0, "steps_per_epoch": 2}
+    place = {"seed": 0, "epoch": 1, "step": 0, "steps_per_epoch": 2, "drawn": {"small": 6, "large": 4}}
+    assert stored["MixedTasks"] == {**place, "waits": stored["MixedTasks"]["waits"], "known": {}}
     second = make(base)
     trainer(tmp_path).validate(
         second, datamodule=data, ckpt_path=tmp_path / "some.ckpt", verbose=False, weights_only=True
@@ -234,10 +236,11 @@ def test_accumulated_batches_give_the_gradient_of_one_batch(
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-7)  # norms are float32
 
 
-def _by_colour(order: Any, epoch: int, step: int) -> list[Draw]:
+def _by_colour(order: Any, place: Place) -> tuple[list[Draw], Place]:
     """Three rows of one colour a batch, so that batches differ in their number of tokens."""
     rows = [0, 3, 6, 1, 4, 7, 2, 5, 8]
-    return [Draw(row, 0) for row in rows[step * order.batch_size :][: order.batch_size]]
+    after = replace(place, step=place.step + 1)
+    return [Draw(row, 0) for row in rows[place.step * order.batch_size :][: order.batch_size]], after
 
 
 def test_dropout_is_a_function_of_the_step_and_not_of_what_was_drawn_before(tmp_path: Path, base: str) -> None:

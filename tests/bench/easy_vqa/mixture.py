@@ -18,6 +18,7 @@ from moadapt.adapters import LoRA
 from moadapt.demo.evaluation import evaluate
 from moadapt.demo.training import train_run, write_json
 from moadapt.registry import ROUTERS
+from moadapt.sampling import Uniform
 from moadapt.specs import bind
 from moadapt.task import BadExample, Example, Task
 from moadapt.training import MixedTasks, MixtureModule, Optimization
@@ -68,7 +69,7 @@ def rows_of(base: Path, given: dict[str, Task], seed: int) -> MixedTasks:
         given: Tasks by name.
         seed: Of their order.
     """
-    data = MixedTasks(str(base), given, None, batch_size=32, eval_batch_size=128, sampling="uniform", seed=seed)
+    data = MixedTasks(str(base), given, None, batch_size=32, eval_batch_size=128, sampling=Uniform(), seed=seed)
     data.setup("fit")
     data.setup("predict")
     return data
