@@ -252,10 +252,11 @@ class MixtureModule(TaskModule):
     def losses(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor]:
         """Return loss and count of tokens of every row, and keep what the routers decided.
 
-        Where they sample, that is the mean loss over several passes, each with choices of its own.
+        Where they sample, that is the mean loss over several passes, each with choices of its own. In evaluation
+        nothing is kept, and one pass is enough.
         """
         passes = 1 if self.router is None else self.router.passes
-        if passes == 1 and not self._judges and self._use is None:
+        if not self.training or (passes == 1 and not self._judges and self._use is None):
             return super().losses(batch, *key)
         if any(objective.needs_utilities for objective in self._judges.values()):
             self._utilities = self.utilities(batch)

@@ -17,6 +17,7 @@ from moadapt.bases import load_base
 from moadapt.training.answers import AnswerWriter
 from moadapt.training.batch import Batch
 from moadapt.training.data import MixedTasks
+from moadapt.training.following import follow_validation
 from moadapt.training.loss import answer_logits, row_losses
 from moadapt.training.noise import keyed_noise
 from moadapt.training.optimization import Optimization, check_groups, parameter_groups
@@ -256,8 +257,8 @@ class TaskModule(lightning.LightningModule, ABC):
         return [row.record() for row in self.answer(batch)]
 
     def on_validation_epoch_end(self) -> None:
-        """Log every `<task>/<score>` and their mean."""
-        self._log_scores()
+        """Log every `<task>/<score>` and their mean, and let the sampler follow them, if it does."""
+        follow_validation(self, self._log_scores())
 
     def on_test_epoch_end(self) -> None:
         """Log every `<task>/<score>` and their mean."""
@@ -332,10 +333,12 @@ class TaskModule(lightning.LightningModule, ABC):
         assert self._scores is not None, "the epoch was started"
         self._scores.update(self.answer(batch))
 
-    def _log_scores(self) -> None:
+    def _log_scores(self) -> dict[str, float]:
         assert self._scores is not None, "the epoch was started"
-        for name, value in self._scores.compute().items():
+        found = self._scores.compute()
+        for name, value in found.items():
             self.log(name, value)
+        return found
 
 
 def _ends(transformer: PreTrainedModel, answers: AnswerWriter) -> Sequence[int]:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from moadapt.adapters import LoRA
 from moadapt.router import RouterSpec
+from moadapt.sampling import Sampler
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, Stopped
 from moadapt_routers import ByTask
 from tests.training import toy
@@ -78,11 +79,12 @@ def run(
     at: tuple[str, int] | None = None,
     workers: int = 0,
     announce: bool = False,
+    sampling: Sampler | None = None,
     **options: Any,
 ) -> tuple[Any, Watch]:
     """Train, from `last.ckpt` where there is one; return the tensors, or None where it was stopped."""
     lightning.seed_everything(0, verbose=False)
-    data = MixedTasks(base, toy.toy_tasks(folder.parent), batch_size=3, num_workers=workers)
+    data = MixedTasks(base, toy.toy_tasks(folder.parent), batch_size=3, num_workers=workers, sampling=sampling)
     watch, last = Watch(at, announce=announce), folder / "last.ckpt"
     made = module(base)
     try:

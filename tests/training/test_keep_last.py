@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from moadapt.sampling import Dynamic
 from moadapt.stop_signals import STOP_SIGNALS
 from moadapt.training import KeepLast, MixedTasks, Stopped
 from moadapt.training.kept import read_checkpoint
@@ -24,6 +25,7 @@ IN_EPOCHS = {"max_epochs": 3, "val_check_interval": 2}
 BY_STEPS = {"max_steps": 7, "val_check_interval": 2, "check_val_every_n_epoch": None}
 RARELY = {"max_epochs": 4, "check_val_every_n_epoch": 2}
 ACCUMULATED = {"max_epochs": 3, "accumulate_grad_batches": 2}
+FOLLOWING = {**BY_STEPS, "sampling": Dynamic(floor=0.0, power=4.0), "workers": 1}
 NEVER = {"max_epochs": 2, "limit_val_batches": 0}
 
 _wholes: dict[str, Any] = {}
@@ -57,9 +59,20 @@ def compare(folder: Path, base: str, at: tuple[str, int], options: dict[str, Any
         (IN_EPOCHS, ("train", 1)),
         (BY_STEPS, ("train", 4)),
         (ACCUMULATED, ("train", 2)),
+        (FOLLOWING, ("train", 4)),
+        (FOLLOWING, ("validation", 5)),
         (NEVER, ("train", 2)),
     ],
-    ids=["mid", "last-of-epoch", "validation-owed", "by-steps", "accumulated", "no-validation"],
+    ids=[
+        "mid",
+        "last-of-epoch",
+        "validation-owed",
+        "by-steps",
+        "accumulated",
+        "following",
+        "to-follow",
+        "no-validation",
+    ],
 )
 def test_a_resumed_run_ends_as_the_whole_one(
     tmp_path: Path, base: str, options: dict[str, Any], at: tuple[str, int]
@@ -72,7 +85,7 @@ def test_a_validation_that_was_cut_short_is_done_afresh(tmp_path: Path, base: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [BY_EPOCHS, IN_EPOCHS, BY_STEPS, RARELY, ACCUMULATED, NEVER])
+@pytest.mark.parametrize("options", [BY_EPOCHS, IN_EPOCHS, BY_STEPS, RARELY, ACCUMULATED, FOLLOWING, NEVER])
 def test_every_moment_is_one_to_stop_at(tmp_path: Path, base: str, options: dict[str, Any]) -> None:
     _whole, watched = _wholes[str(options)] = run(tmp_path / "whole", base, **options)
     steps, checks = watched.trained[-1][0], watched.checked
