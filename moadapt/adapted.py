@@ -109,7 +109,9 @@ class AdaptedModule(nn.Module):
         if judge is not None:
             found = self.module(x, *args, **kwargs)
             return with_output(found, lambda y: y + self._judged(x, y, judge.num_experts, call))
-        banks = self._heeding(self._context.route(call, self._site, x))
+        routing = self._context.route(call, self._site, x)
+        self._context.tell(self._site, x, routing)
+        banks = self._heeding(routing)
         if self._site.form == "entry":
             entering = x
             for bank, own in banks:
@@ -136,6 +138,7 @@ class AdaptedModule(nn.Module):
                 others = self._others(bank, x, call)
                 each.append(outputs if others is None else outputs.masked_fill(others.unsqueeze(-1), 0.0))
         routing = self._context.route(call, self._site, x, y, torch.stack(each).sum(dim=0)) if each else None
+        self._context.tell(self._site, x, routing)
         return torch.stack([self._delta(bank, y, x, own, call) for bank, own in self._heeding(routing)]).sum(dim=0)
 
     def _heeding(self, routing: Routing | None) -> list[tuple[Bank, Routing | None]]:

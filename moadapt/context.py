@@ -23,7 +23,7 @@ from moadapt.router import STATES, Router, RouterSpec, RoutingContext
 from moadapt.routing import Routing
 from moadapt.seeing import see
 from moadapt.sites import Site
-from moadapt.tracing import Observation, Trace
+from moadapt.tracing import Observation, SiteObservation, Trace
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class CallContext:
         self.noise: Mapping[str, torch.Generator] | None = None
         self.traces: list[Trace] = []
         self.observers: list[Callable[[Observation], None]] = []
+        self.site_observers: list[Callable[[SiteObservation], None]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_tokens, self._embed = spec, tasks, image_tokens, embed
@@ -283,6 +284,17 @@ class CallContext:
         else:
             raise RuntimeError(f"{site.path} was reached before the router at {place.name} could decide")
         return reach(call, site, place, routing, x, by_sequence=self._by_sequence)
+
+    def tell(self, site: Site, x: Tensor, routing: Routing | None) -> None:
+        """Tell whoever watches sites of what enters one, and of the routing there.
+
+        Args:
+            site: Where.
+            x: Input of the site, (B, T, D) or (N, D).
+            routing: As the site heeds it; None where nothing is routed.
+        """
+        for tell in self.site_observers:
+            tell(SiteObservation(site, x, routing))
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the contexts of a checkpointed block's first run and of its recomputation."""

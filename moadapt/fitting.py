@@ -158,13 +158,29 @@ def fit_router(mixture: Mixture, batches: Batch | Iterable[Batch] = ()) -> None:
             router.to(mixture.base.device)
 
 
+def loss_of_weights(mixture: Mixture, batches: Iterable[Batch], weights: Tensor) -> float:
+    """Return the mean loss of an answer's token, in nats, where every input gets the same weights at every place.
+
+    Args:
+        mixture: In evaluation mode.
+        batches: What it takes, with labels.
+        weights: Of the experts, (E,).
+    """
+    total = count = 0.0
+    with mixture.override(dict(zip(mixture.experts, weights.tolist(), strict=True))):
+        for batch in batches:
+            losses, counts = answer_losses(mixture, batch)
+            total, count = total + float(losses.sum()), count + float(counts.sum())
+    return total / count
+
+
 def _fitting(mixture: Mixture, index: int, batches: Sequence[Batch]) -> Fitting:
     place = mixture.places[index]
     return Fitting(
         mixture.experts,
         lambda: _factors(mixture, place),
         lambda: _examples(mixture, index, batches),
-        lambda weights: _loss(mixture, batches, weights),
+        lambda weights: loss_of_weights(mixture, batches, weights),
         lambda router: [each.routing for _, each in _observed(mixture, index, batches, router)],
     )
 
@@ -212,15 +228,6 @@ def _observed(
         with mixture.context.standing_in(deciding), mixture.observe() as found:
             mixture(**batch)
         yield from ((batch, each) for each in found if each.place == place.name)
-
-
-def _loss(mixture: Mixture, batches: Sequence[Batch], weights: Tensor) -> float:
-    total = count = 0.0
-    with mixture.override(dict(zip(mixture.experts, weights.tolist(), strict=True))):
-        for batch in batches:
-            losses, counts = answer_losses(mixture, batch)
-            total, count = total + float(losses.sum()), count + float(counts.sum())
-    return total / count
 
 
 class _StandIn(Router):

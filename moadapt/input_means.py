@@ -4,7 +4,8 @@ Kept of them is the mean outer product, (D, D), in float32 or finer, which strea
 Sites that read one and the same tensor, such as q, k and v, are summed once. Axes: B rows, T tokens, D features.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,14 +37,11 @@ def input_means(base: PreTrainedModel, sites: Iterable[Site], batches: Iterable[
     """
     wanted, found = tuple(sites), Products()
     modules = {site: base.get_submodule(site.path) for site in wanted}
-    decodes = base.config.is_encoder_decoder
-    handles = [_note_encoder(base, found)] if decodes else []
-    handles += [module.register_forward_pre_hook(partial(_note, found, site)) for site, module in modules.items()]
+    handles = [module.register_forward_pre_hook(partial(_note, found, site)) for site, module in modules.items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), found.following(base):
             for batch in batches:
-                found.batch = {**batch, _DECODER: decoder_tokens(batch)} if decodes else batch
-                found.encoded = batch["encoder_outputs"][0] if batch.get("encoder_outputs") else None
+                found.begin(batch)
                 base(**{name: value for name, value in batch.items() if name not in _NOT_FOR_THE_BASE})
                 found.flush()
     finally:
@@ -64,6 +62,31 @@ class Products:
         self._means: dict[tuple[Site, ...], tuple[Tensor, int]] = {}
         self._last: tuple[Tensor, Tensor | None, Tensor, int] | None = None
         self._readers: list[Site] = []
+        self._decodes = False
+
+    @contextmanager
+    def following(self, base: Any) -> Iterator[None]:
+        """Know within the `with` block what an encoder gives, which sites of a decoder read too.
+
+        Args:
+            base: That runs.
+        """
+        self._decodes = base.config.is_encoder_decoder
+        handle = _note_encoder(base, self) if self._decodes else None
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def begin(self, batch: Batch) -> None:
+        """Take note of the batch that is about to run.
+
+        Args:
+            batch: What the mixture takes.
+        """
+        self.batch = {**batch, _DECODER: decoder_tokens(batch)} if self._decodes else batch
+        self.encoded = batch["encoder_outputs"][0] if batch.get("encoder_outputs") else None
 
     def add(self, site: Site, x: Tensor) -> None:
         """Take in what enters a site.
@@ -72,7 +95,7 @@ class Products:
             site: Where.
             x: (B, T, D) or (N, D).
         """
-        mask = self._mask(site, x)
+        mask = self.real(site, x)
         if self._last is None or x is not self._last[0] or mask is not self._last[1]:
             self.flush()
             real = x.reshape(-1, x.shape[-1]) if mask is None else x[mask.bool()]
@@ -97,6 +120,19 @@ class Products:
         """Return the means of sites, see `input_means`."""
         return {site: self._mean(site) for site in sites}
 
+    def real(self, site: Site, x: Tensor) -> Tensor | None:
+        """Return which tokens are no padding, (B, T); None where the site has other axes.
+
+        Args:
+            site: Where.
+            x: Its input.
+        """
+        if site.tower != "language":
+            return None
+        decodes = "decoder" in site.path.split(".") and _DECODER in self.batch and x is not self.encoded
+        mask: Tensor | None = self.batch.get(_DECODER if decodes else "attention_mask")
+        return mask if mask is not None and mask.shape == x.shape[:-1] else None
+
     def _mean(self, site: Site) -> Tensor:
         parts = [part for readers, part in self._means.items() if site in readers]
         if not parts:
@@ -108,14 +144,6 @@ class Products:
             return parts[0][0]
         total = sum(count for _, count in parts)
         return torch.stack([mean * (count / total) for mean, count in parts]).sum(dim=0)
-
-    def _mask(self, site: Site, x: Tensor) -> Tensor | None:
-        """Return which tokens are no padding, (B, T); None where the site has other axes."""
-        if site.tower != "language":
-            return None
-        decodes = "decoder" in site.path.split(".") and _DECODER in self.batch and x is not self.encoded
-        mask: Tensor | None = self.batch.get(_DECODER if decodes else "attention_mask")
-        return mask if mask is not None and mask.shape == x.shape[:-1] else None
 
 
 def _note_encoder(base: Any, found: Products) -> RemovableHandle:

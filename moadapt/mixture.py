@@ -31,14 +31,14 @@ from moadapt.inserting import count_inserted, insert, plain_token
 from moadapt.insertion import Inserted
 from moadapt.mixture_spec import MixtureSpec
 from moadapt.places import plan_places
-from moadapt.registry import MERGES
 from moadapt.routing import Routing
 from moadapt.sites import Site, anatomy
 from moadapt.task_names import TaskNames, indices, task_ids
 from moadapt.towers import writer_within
-from moadapt.tracing import Observation, Trace
+from moadapt.tracing import Observation, SiteObservation, Trace
 
 if TYPE_CHECKING:
+    from moadapt.merging.method import MergeMethod
     from moadapt.merging.report import MergeReport
 
 
@@ -303,6 +303,19 @@ class Mixture(nn.Module):
             self.context.observers.remove(tell)
 
     @contextmanager
+    def watch_sites(self, tell: Callable[[SiteObservation], None]) -> Iterator[None]:
+        """Tell of what enters every site, and of the routing there, within the `with` block.
+
+        Args:
+            tell: Takes one site's; sites of one block that read the same tensor are given that very tensor.
+        """
+        self.context.site_observers.append(tell)
+        try:
+            yield
+        finally:
+            self.context.site_observers.remove(tell)
+
+    @contextmanager
     def trace(self) -> Iterator[Trace]:
         """Record every routing that is decided within the `with` block, per place, on the CPU."""
         trace = Trace(self.experts)
@@ -350,49 +363,53 @@ class Mixture(nn.Module):
         self._refuse_detached()
         save(self, Path(folder))
 
-    def merge(
-        self, method: str, *, dtype: torch.dtype | None = None, **options: Any
-    ) -> "tuple[PreTrainedModel, MergeReport]":
+    def merge(self, method: "str | MergeMethod", **options: Any) -> "tuple[PreTrainedModel, MergeReport]":
         """Fold the mixture into a plain model; the mixture stays usable.
 
         Args:
-            method: Short name of a merge method.
-            dtype: Number type of the plain model's weights; None keeps the base's, of a quantised one that of its
-                activations.
-            options: What the method takes, such as `task` and `calibration`.
+            method: Short name of a merge method, or the method.
+            options: Of any merge: `task` or `tasks`, by name, that it serves (by default all); `calibration`, batches
+                of what the mixture takes; `max_error`, a bound on the relative error of every site; `rank`, to which
+                every change is cut; `dtype`, the number type of the plain model's weights, by default the base's, of
+                a quantised one that of its activations. And what the method takes.
 
         Returns:
             A new transformers model without adapters, and how far it is from the mixture.
 
         Raises:
+            MergeRefusedError: A site's error passes the bound.
             NotMergeable: Adapters act on some tokens only, or are no affine map.
             ValueError: The mixture was detached, or the method cannot merge it.
         """
+        from moadapt.merging.plan import plan_merge
+
         self._refuse_detached()
         self._refuse_scoped()
         with self.evaluating():
-            plan = MERGES.get(method)().plan(self, **options)
-            plan.dtype = dtype
+            plan = plan_merge(self, method, **options)
             return plan.model(), plan.report()
 
-    def export_peft(self, folder: str | Path, *, method: str = "task", **options: Any) -> "MergeReport":
+    def export_peft(self, folder: str | Path, *, method: "str | MergeMethod" = "task", **options: Any) -> "MergeReport":
         """Write the merged adapters as a plain PEFT LoRA folder.
 
         Args:
             folder: Made, or replaced as a whole where it holds a PEFT LoRA.
-            method: Short name of a merge method.
-            options: What the method takes.
+            method: Short name of a merge method, or the method.
+            options: As in `merge`; a change without low-rank form, such as that of `ties`, needs `rank`.
 
         Raises:
+            MergeRefusedError: As in `merge`; nothing is written.
             NotMergeable: As in `merge`.
             ValueError: The mixture was detached, the method cannot merge it, or the folder holds something else.
         """
         from moadapt.hub.peft_folder import write_peft_folder
+        from moadapt.merging.plan import plan_merge
 
         self._refuse_detached()
         self._refuse_scoped()
         with self.evaluating():
-            plan = MERGES.get(method)().plan(self, **options)
+            plan = plan_merge(self, method, **options)
+            plan.require()
             report: MergeReport = plan.report()
         with self.bare_base() as base:
             write_peft_folder(Path(folder), base, plan.deltas)

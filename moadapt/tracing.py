@@ -6,6 +6,7 @@ from torch import Tensor
 
 from moadapt.router import RoutingContext
 from moadapt.routing import Routing
+from moadapt.sites import Site
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,21 @@ class Observation:
     seen: RoutingContext
     continues: bool = False
     by_sequence: bool = False
+
+
+@dataclass(frozen=True)
+class SiteObservation:
+    """What entered a site, and how its experts were weighed.
+
+    Args:
+        site: Where.
+        x: Its input, (B, T, D) or (N, D).
+        routing: As it reached the site; None where nothing is routed.
+    """
+
+    site: Site
+    x: Tensor
+    routing: Routing | None
 
 
 class Trace:

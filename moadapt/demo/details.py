@@ -80,7 +80,7 @@ def merge_record(row: str, report: MergeReport) -> dict[str, Any]:
     return {
         "row": row,
         "method": report.method,
-        "task": report.task,
+        "task": ", ".join(report.tasks) or None,
         "exact": report.exact,
         "sites": report.sites,
         "output_kl": report.output_kl,

@@ -21,6 +21,8 @@ from moadapt.tracing import Observation
 Batch = Mapping[str, Any]
 _ROWS = 256
 """Rows of a dense change that are held in float64 at a time."""
+_ROUNDED = 1e-6
+"""Relative distances below this are what is left when products in float64 of factors in float32 cancel."""
 
 
 @dataclass
@@ -37,6 +39,16 @@ class Moments:
     second: Tensor
     count: float
 
+    @classmethod
+    def of(cls, weights: Tensor) -> "Moments":
+        """Return those of a routing that is the same for all inputs.
+
+        Args:
+            weights: (E,).
+        """
+        exact = weights.double().cpu()
+        return cls(exact, exact.outer(exact), 1.0)
+
 
 def as_batches(calibration: Batch | Iterable[Batch]) -> list[Batch]:
     """Accept one batch or several.
@@ -50,26 +62,37 @@ def as_batches(calibration: Batch | Iterable[Batch]) -> list[Batch]:
     return batches
 
 
-def rows_of_task(mixture: Mixture, batches: Sequence[Batch], task: str) -> list[Batch]:
-    """Keep the rows of one task; a batch without task names is kept whole.
+def split_rows(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch], bool]:
+    """Split batches into those a merge is made from and those it is measured on.
+
+    Returns:
+        Both parts, and whether they differ; a single batch serves for both.
+    """
+    if len(batches) < 2:
+        return batches, batches, False
+    return batches[::2], batches[1::2], True
+
+
+def rows_of_tasks(mixture: Mixture, batches: Sequence[Batch], tasks: Sequence[str]) -> list[Batch]:
+    """Keep the rows of some tasks; a batch without task names is kept whole.
 
     Raises:
         ValueError: No row is left.
     """
-    kept = []
+    wanted, kept = mixture.task_ids(list(tasks)), []
     for batch in batches:
         ids = mixture.task_ids(batch.get("task"))
-        wanted = mixture.task_ids(task)
         if ids is None or wanted is None or len(ids) == 1:
-            keep = ids is None or bool(ids == wanted)
+            keep = ids is None or wanted is None or bool(torch.isin(ids, wanted))
             kept += [batch] if keep else []
             continue
-        rows = (ids == wanted).nonzero().flatten()
+        rows = torch.isin(ids, wanted).nonzero().flatten()
         if len(rows):
             told = {name: value for name, value in batch.items() if name != "task"}
             kept.append({"task": ids[rows]} | take_rows(mixture.base, told, rows.tolist(), len(ids)))
     if not kept:
-        raise ValueError(f"calibration holds no row of task {task!r}; give rows of that task")
+        names = " or ".join(map(repr, tasks))
+        raise ValueError(f"calibration holds no row of task {names}; give rows of that task")
     return kept
 
 
@@ -99,22 +122,32 @@ def moments(mixture: Mixture, batches: Sequence[Batch]) -> dict[str, Moments]:
     return {p: Moments(s.mean / s.count, s.second / s.count, s.count) for p, s in sums.items()}
 
 
-def relative_error(deltas: Sequence[Delta], found: Moments, merged: Tensor) -> float:
-    """Return the relative error of merged weights at one site.
+def relative_error(shared: Delta, own: Sequence[Delta], found: Moments, merged: Tensor | Delta) -> float:
+    """Return the relative error of a merge at one site: how far its change is from the routed one, over the latter.
 
     Args:
-        deltas: The shared delta, then each expert's own.
+        shared: What all inputs get.
+        own: What each expert by itself adds.
         found: Moments of the routing there.
-        merged: Weights of the merge, (E,).
+        merged: Fixed weights, (E,), or the whole change.
     """
-    gram = _gram(deltas)
-    mean, second = found.mean.double(), found.second.double()
-    apart = second - merged.outer(mean) - mean.outer(merged) + merged.outer(merged)
-    with_shared = torch.zeros_like(gram)
-    with_shared[0, 0], with_shared[0, 1:], with_shared[1:, 0], with_shared[1:, 1:] = 1.0, mean, mean, second
-    total = float((gram * with_shared).sum())
-    distance = float((gram[1:, 1:] * apart).sum())
-    return (max(distance, 0.0) / total) ** 0.5 if total > 0 else 0.0
+    weights = merged if isinstance(merged, Tensor) else torch.zeros(len(own))
+    changes = [] if isinstance(merged, Tensor) else [merged]
+    gram = _gram([shared, *own, *changes])
+    routed = torch.zeros_like(gram)
+    mean, second, end = found.mean.double(), found.second.double(), 1 + len(own)
+    routed[0, 0], routed[0, 1:end], routed[1:end, 0], routed[1:end, 1:end] = 1.0, mean, mean, second
+    apart = routed.clone()
+    if changes:  # the merged change less the routed one
+        apart[:end, end] = apart[end, :end] = -torch.cat([torch.ones(1).double(), mean])
+        apart[end, end] = 1.0
+    else:  # the shared one is in both
+        fixed = weights.double().cpu()
+        apart[0] = apart[:, 0] = 0.0
+        apart[1:, 1:] += fixed.outer(fixed) - fixed.outer(mean) - mean.outer(fixed)
+    whole, distance = float((gram * routed).sum()), float((gram * apart).sum())
+    error = (max(distance, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
+    return error if error > _ROUNDED else 0.0
 
 
 def decoder_tokens(batch: Batch) -> Tensor | None:

@@ -1,99 +1,127 @@
-"""A merge with fixed weights at every place: the weights, the deltas they make, the plain model and the report."""
+"""A merge under way: the merged changes, how far they are from the mixture, the plain model and the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from moadapt.adapters.bank import Bank
 from moadapt.adapters.delta import Delta
-from moadapt.merging.calibration import Batch, Moments, relative_error
+from moadapt.merging.calibration import Batch, as_batches, relative_error, rows_of_tasks, split_rows
+from moadapt.merging.deltas import Spectrum, total, truncated
 from moadapt.merging.folding import PlainModel
-from moadapt.merging.report import MergeReport
+from moadapt.merging.method import Blend, MergeMethod, Merging, plain
+from moadapt.merging.outputs import agreement, output_errors
+from moadapt.merging.report import MergeReport, rank_curve
+from moadapt.merging.site_adapters import SiteAdapters
+from moadapt.merging.statistics import adapters_of
 from moadapt.mixture import Mixture
-from moadapt.routing import Routing
-from moadapt.sites import Site
+from moadapt.registry import MERGES
+from moadapt.specs import bind
+
+
+def plan_merge(
+    mixture: Mixture,
+    method: str | MergeMethod,
+    *,
+    task: str | None = None,
+    tasks: Sequence[str] | None = None,
+    calibration: Batch | Iterable[Batch] | None = None,
+    max_error: float | None = None,
+    rank: int | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> "MergePlan":
+    """Let a method look at a mixture.
+
+    Args:
+        mixture: In evaluation mode.
+        method: Short name, with its options, or the method itself.
+        task: The one task that the merge serves.
+        tasks: Tasks that it serves; None for all.
+        calibration: Batches of what the mixture takes; of two or more, every second one is kept to measure on.
+        max_error: Bound on the relative error of every site.
+        rank: To which every merged change is cut, from 1; None keeps all of it.
+        dtype: Number type of the plain model's weights; None keeps the base's.
+        options: Of the method.
+
+    Raises:
+        ValueError: An option is unknown or out of range, or the method needs rows that are not there.
+    """
+    if isinstance(method, MergeMethod) and options:
+        raise ValueError(f"{method} has its options already, and was given {', '.join(options)} too")
+    chosen: MergeMethod = method if isinstance(method, MergeMethod) else bind(MERGES.get(method), options)
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank is {rank}; give at least 1, or None to keep every merged change whole")
+    served = _served(mixture, task, tasks)
+    batches = [] if calibration is None else as_batches(calibration)
+    batches = rows_of_tasks(mixture, batches, served) if batches and served else batches
+    used, held_out, fresh = split_rows(batches)
+    merging = Merging(mixture, served, used)
+    check_rows(chosen, merging)
+    return MergePlan(chosen, merging, held_out=held_out, fresh=fresh, max_error=max_error, rank=rank, dtype=dtype)
+
+
+def check_rows(method: MergeMethod, merging: Merging) -> None:
+    """Refuse a merge that lacks the rows it looks at.
+
+    Args:
+        method: How to merge.
+        merging: What.
+
+    Raises:
+        ValueError: There are none, or they have no labels or tasks.
+    """
+    name = MERGES.name_of(type(method))
+    varies = merging.fixed is None and merging.mixture.spec.router is not None
+    if not merging.rows and (method.always_reads_rows or (method.reads_rows and varies)):
+        router = type(merging.mixture.spec.router).__name__
+        why = "looks at rows" if method.always_reads_rows else f"averages what {router} decides input by input"
+        of = f"batches of the rows of {', '.join(merging.tasks)}" if merging.tasks else "batches of what it will meet"
+        raise ValueError(f"merge {name!r} {why}: give calibration=, {of}")
+    for key, needed in (("labels", method.reads_labels), ("task", method.reads_tasks)):
+        if needed and any(batch.get(key) is None for batch in merging.rows):
+            raise ValueError(f"merge {name!r} needs {key!r} in every calibration batch")
 
 
 class MergePlan:
-    """Fixed weights for every place, ready to be folded.
+    """A merge of every site, ready to be folded.
 
     Args:
-        mixture: What is merged; it stays usable.
-        method: Short name of the method.
-        weights: Weights of the experts, (E,), by place; or a routing (1, 1, H, E) where heads or parameters count.
-        task: The task the merge serves; None for all.
-        exact: Whether the mixture routes with just these weights for every input that the merge serves.
-        found: Moments of the routing by place, where it depends on the input.
+        method: How to merge.
+        merging: What; the mixture stays usable.
         held_out: Batches to measure the outputs on.
         fresh: Whether the merge was not made from those batches.
         max_error: Bound on the relative error of every site.
-
-    Raises:
-        ValueError: A place has no weights, as no calibration batch reached it.
+        rank: To which every merged change is cut; None keeps all of it.
+        dtype: Number type of the plain model; None keeps the base's.
     """
 
     def __init__(
         self,
-        mixture: Mixture,
-        method: str,
-        weights: Mapping[str, Tensor | Routing],
+        method: MergeMethod,
+        merging: Merging,
         *,
-        task: str | None,
-        exact: bool,
-        found: Mapping[str, Moments] | None = None,
         held_out: Sequence[Batch] = (),
         fresh: bool = False,
         max_error: float | None = None,
+        rank: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        missing = [place for place in mixture.places if place.name not in weights]
-        if missing:
-            raise ValueError(
-                f"no calibration batch reached the router at {missing[0].name}, which serves {missing[0].sites[0]} and "
-                "others; give batches that run its sites too, with images for a vision tower"
-            )
-        self.mixture, self.method, self.task, self.exact = mixture, method, task, exact
-        self._weights = {path: weights[place.name] for place in mixture.places for path in place.sites}
-        self._found = {path: found[p.name] for p in mixture.places for path in p.sites} if found else {}
-        self._held_out, self._fresh, self._max_error = held_out, fresh, max_error
-        self.dtype: torch.dtype | None = None
-        """Number type of the plain model; None keeps the base's."""
-        self._none = torch.zeros(len(mixture.experts))
+        self.mixture, self._merging = merging.mixture, merging
+        self._name, self._merge = MERGES.name_of(type(method)), method.prepare(merging)
+        self._held_out, self._fresh, self._rank, self._dtype = held_out, fresh, rank, dtype
+        self._max_error = max_error
+        self._spectra: dict[str, list[Spectrum]] = {}
+        self._site_errors: dict[str, float] = {}
 
     @cached_property
     def deltas(self) -> dict[str, list[Delta]]:
-        """What is added at every site, one delta a family, by module path."""
-        found: dict[str, list[Delta]] = {}
-        for site, bank in self.mixture.banks():
-            weights = self._weights.get(site.path, self._none)
-            if isinstance(weights, Routing):
-                delta = bank.delta_of_heads(weights) if bank.has_experts else bank.delta(self._none)
-            else:
-                delta = bank.delta(weights)
-            found.setdefault(site.path, []).append(delta)
-        return found
-
-    @cached_property
-    def errors(self) -> dict[str, float]:
-        """Relative error of every site; 0 where the routing does not depend on the input."""
-        banks: dict[Site, list[Bank]] = {}
-        for site, bank in self.mixture.banks():
-            banks.setdefault(site, []).append(bank)
-        return {s.path: self._error(s, here) if s.path in self._found else 0.0 for s, here in banks.items()}
-
-    @cached_property
-    def _plain(self) -> PlainModel:
-        MergeReport(self.method, self.task, self.exact, self.errors).require(self._max_error)
-        with self.mixture.bare_base() as base:
-            plain = PlainModel(base, self.dtype)
-        for path, deltas in self.deltas.items():
-            plain.fold(path, deltas)
-        plain.settle(self.mixture.required_grad)
-        return plain
+        """What is added at every site, by module path."""
+        return {at.site.path: self._merged(at) for at in adapters_of(self.mixture)}
 
     def model(self) -> PreTrainedModel:
         """Return the merged plain model.
@@ -106,91 +134,121 @@ class MergePlan:
         return self._plain.model
 
     def report(self) -> MergeReport:
-        """Return how far the merge is from the mixture."""
-        rows = sum(int(next(v for v in batch.values() if isinstance(v, Tensor)).shape[0]) for batch in self._held_out)
-        report = MergeReport(self.method, self.task, self.exact, self.errors, self._output_kl(), self._fresh, rows)
-        if "_plain" in vars(self):  # an export needs no plain model
-            report = self._plain.told(report)
-        report.require(self._max_error)
-        return report
+        """Return how far the merge is from the mixture.
 
-    def _error(self, site: Site, banks: Sequence[Bank]) -> float:
-        """Relative error of what all families of a site add up to."""
-        shared = _total([bank.delta(self._none) for bank in banks])
-        own = [_without(_total([b.delta(one) for b in banks]), shared) for one in torch.eye(len(self.mixture.experts))]
-        weights = self._weights[site.path]
-        assert isinstance(weights, Tensor), "weights by head are exact, and no moments were found"
-        return relative_error(
-            [_compact(each) for each in (shared, *own)], self._found[site.path], weights.double().cpu()
+        Raises:
+            MergeRefusedError: A site's error passes the bound.
+        """
+        rows = sum(int(next(v for v in batch.values() if isinstance(v, Tensor)).shape[0]) for batch in self._held_out)
+        found = agreement(self.mixture, self.model(), self._held_out) if self._held_out else None
+        report = replace(
+            self._judged,
+            output_kl=None if found is None else found.kl,
+            top1=None if found is None else found.top1,
+            held_out_outputs=self._outputs(self._held_out) if self._fresh else {},
+            held_out=self._fresh,
+            rows=rows,
+        )
+        return self._plain.told(report) if "_plain" in vars(self) else report
+
+    def require(self) -> None:
+        """Refuse the merge where a site's error passes the bound.
+
+        Raises:
+            MergeRefusedError: One does.
+        """
+        self._judged.require(self._max_error)
+
+    @cached_property
+    def _judged(self) -> MergeReport:
+        """What is known before anything is folded."""
+        assert self.deltas is not None, "which finds the errors of sites"
+        fixed, unknown = self._merging.fixed, self._merging.fixed is None and not self._merging.rows
+        if unknown and self._max_error is not None:
+            raise ValueError("how far this merge is from the routing shows on rows alone; max_error needs calibration=")
+        exact = fixed is not None and not any(self._site_errors.values())
+        return MergeReport(
+            self._name,
+            self._merging.tasks,
+            exact,
+            self._why(exact),
+            sites={} if unknown else self._site_errors,
+            outputs={} if exact or unknown else self._outputs(self._merging.rows),
+            rank=self._rank,
+            curve=rank_curve(self._spectra),
         )
 
-    def _output_kl(self) -> float | None:
-        if not self._held_out:
-            return None
-        total, count = 0.0, 0
-        for batch in self._held_out:
-            inputs = {key: value for key, value in batch.items() if key not in ("task", "prompt_mask")}
-            with torch.no_grad():
-                outputs = (self.mixture(**batch), self._plain.model(**inputs))
-            if not all(isinstance(getattr(output, "logits", None), Tensor) for output in outputs):
-                return None
-            routed, plain = (output.logits.float().log_softmax(-1) for output in outputs)
-            told = _told(batch, routed, self._plain.model)
-            apart = functional.kl_div(plain, routed, reduction="none", log_target=True)
-            total, count = total + float(apart.sum(-1)[told].sum()), count + int(told.sum())
-        return total / max(count, 1)
+    def _why(self, exact: bool) -> str:
+        router = self.mixture.spec.router
+        if exact:
+            return "every input that it serves is routed alike, and the merge weighs experts just so"
+        if self._merging.fixed is None:
+            return f"{type(router).__name__} weighs experts anew for each input, and a weight is one for all"
+        cut = f", and was cut to rank {self._rank}" if self._rank is not None else ""
+        return f"every input that it serves is routed alike, but {self._name} makes another change of that{cut}"
+
+    @cached_property
+    def _plain(self) -> PlainModel:
+        self.require()
+        with self.mixture.bare_base() as base:
+            made = PlainModel(base, self._dtype)
+        for path, deltas in self.deltas.items():
+            made.fold(path, deltas)
+        made.settle(self.mixture.required_grad)
+        return made
+
+    def _merged(self, at: SiteAdapters) -> list[Delta]:
+        """Merge one site, and note how far the result is off."""
+        path, deltas = at.site.path, list(self._merge(at))
+        if self._rank is not None:
+            whole, self._spectra[path] = truncated(total(deltas), self._rank)
+            deltas = [whole]
+        self._site_errors[path] = self._error(at, deltas)
+        return deltas
+
+    def _error(self, at: SiteAdapters, deltas: Sequence[Delta]) -> float:
+        """Return the relative error of a site's change; 0 where nothing is routed or nothing is known."""
+        place = next((place.name for place in self.mixture.places if at.site.path in place.sites), None)
+        fixed = self._merging.fixed
+        weights = self._merge.weights.get(at.site.path) if isinstance(self._merge, Blend) else None
+        if fixed is not None and place in fixed and not plain(fixed[place]):
+            if weights is fixed[place] and self._rank is None:
+                return 0.0  # of heads or parameters, just as they are
+            raise ValueError(
+                f"the router at {place} weighs heads or parameters, from which only method 'task' or 'mean_routing' "
+                "makes a merge, and of full rank"
+            )
+        if fixed is None and not self._merging.rows:
+            return 0.0
+        found = self._merging.moments.get(place or "")
+        if found is None:
+            return 0.0 if self._rank is None else self._cut(at.site.path)
+        merged = weights if isinstance(weights, Tensor) and self._rank is None else total(deltas)
+        return relative_error(at.shared, at.own, found, merged)
+
+    def _cut(self, path: str) -> float:
+        """Return what cutting the rank has left out of a change that nothing routes, relative to it."""
+        assert self._rank is not None, "it was cut"
+        squares = [float(each.values.double().square().sum()) for each in self._spectra[path]]
+        lost = sum(each.dropped(self._rank) for each in self._spectra[path])
+        return (lost / sum(squares)) ** 0.5 if sum(squares) else 0.0
+
+    def _outputs(self, rows: Sequence[Batch]) -> dict[str, float]:
+        return output_errors(self.mixture, self.deltas, rows) if rows and self.mixture.places else {}
 
 
-def _told(batch: Mapping[str, Any], logits: Tensor, base: PreTrainedModel) -> Tensor:
-    """Which positions count: those that predict a label, without labels all that are no padding, (B, T) or (B,)."""
-    shape, decodes = logits.shape[:-1], base.config.is_encoder_decoder
-    labels, mask = batch.get("labels"), batch.get("decoder_attention_mask" if decodes else "attention_mask")
-    if len(shape) == 2 and labels is not None and labels.shape == shape:
-        ahead = base.can_generate() and not decodes  # such a base predicts the next token's label
-        return functional.pad(labels[:, 1:] != -100, (0, 1), value=False) if ahead else labels != -100
-    return mask.bool() if mask is not None and mask.shape == shape else torch.ones(shape, dtype=torch.bool)
+def _served(mixture: Mixture, task: str | None, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the tasks that a merge serves, none for all.
 
-
-def _total(deltas: Sequence[Delta]) -> Delta:
-    """Add deltas up."""
-    dense = [delta.dense for delta in deltas if delta.dense is not None]
-    bias = [delta.bias for delta in deltas if delta.bias is not None]
-    names = dict.fromkeys(name for delta in deltas for name in delta.parameters)
-    return Delta(
-        torch.cat([delta.down for delta in deltas], dim=-2),
-        torch.cat([delta.up for delta in deltas], dim=-2),
-        torch.stack(dense).sum(0) if dense else None,
-        torch.stack(bias).sum(0) if bias else None,
-        {name: _total([delta.parameters[name] for delta in deltas if name in delta.parameters]) for name in names},
-    )
-
-
-def _without(whole: Delta, shared: Delta) -> Delta:
-    """Take the shared part out of a delta; rank-one terms that both have cancel exactly."""
-    assert whole.parameters.keys() == shared.parameters.keys(), "of the same banks"
-    parts = {name: _without(whole.parameters[name], shared.parameters[name]) for name in whole.parameters}
-    if whole.down.shape != shared.down.shape or not torch.equal(whole.down, shared.down):
-        rest = _total([whole, _negative(shared)])
-        return Delta(rest.down, rest.up, rest.dense, rest.bias, parts)
-    dense, bias = _minus(whole.dense, shared.dense), _minus(whole.bias, shared.bias)
-    return Delta(whole.down, whole.up - shared.up, dense, bias, parts)
-
-
-def _compact(delta: Delta) -> Delta:
-    """Leave out rank-one terms that add nothing, such as those of other experts."""
-    kept = (delta.up != 0).any(-1)
-    kept = kept.any(0) if kept.ndim == 2 else kept
-    parts = {name: _compact(part) for name, part in delta.parameters.items()}
-    return Delta(delta.down[..., kept, :], delta.up[..., kept, :], delta.dense, delta.bias, parts)
-
-
-def _minus(whole: Tensor | None, shared: Tensor | None) -> Tensor | None:
-    if whole is None or shared is None:
-        return whole if shared is None else -shared
-    return whole - shared
-
-
-def _negative(delta: Delta) -> Delta:
-    dense, bias = (None if part is None else -part for part in (delta.dense, delta.bias))
-    parameters = {name: _negative(part) for name, part in delta.parameters.items()}
-    return Delta(delta.down, -delta.up, dense, bias, parameters)
+    Raises:
+        ValueError: Both ways of naming them were used, or one is unknown.
+    """
+    if task is not None and tasks is not None:
+        raise ValueError(f"got task={task!r} and tasks={list(tasks)}; give one of them")
+    names = tuple(tasks or ()) if task is None else (task,)
+    known, router = (*mixture.tasks, *mixture.experts), mixture.spec.router
+    strict = router is not None and not router.takes_unknown_tasks
+    unknown = [name for name in names if strict and name not in known]
+    if unknown:
+        raise ValueError(f"no task is called {unknown[0]!r}; there are {', '.join(dict.fromkeys(known))}")
+    return names

@@ -13,6 +13,7 @@ from moadapt import Mixture, Placement, attach
 from moadapt.adapters import Bias, FamilySpec, Hydra, LoRA, NormTuning, Scale
 from moadapt.adapters.delta import Delta
 from moadapt.merging import calibration
+from moadapt.registry import MERGES
 from moadapt_routers import Softmax
 from tests.models import llava_batch, randomize, tiny_llama, tiny_llava
 
@@ -65,6 +66,26 @@ def test_the_error_of_a_site_counts_all_that_is_added_there(name: str) -> None:
         assert expected > 1e-4
     assert report.output_kl is not None
     assert report.output_kl > 0
+
+
+@pytest.mark.parametrize("name", ["bias", "mixed"])
+@pytest.mark.parametrize("method", sorted(set(MERGES.names()) - {"task", "lorahub"}))
+def test_methods_merge_biases_gains_and_dense_changes_too(method: str, name: str) -> None:
+    """All but distillation, which trains low-rank changes and says so."""
+    mixture = attached(name, Softmax(scope="token", per="site"))
+    rows = [{**llava_batch(rows=8), "task": [*mixture.experts] * (8 // len(mixture.experts))}]
+    if method == "distillation":
+        with pytest.raises(ValueError, match=r"trains a LoRA, and merge 'least_squares' makes another change at \w+"):
+            mixture.merge(method, calibration=rows)
+        return
+    merged, report = mixture.merge(method, calibration=rows)
+    assert report.sites.keys() == {site.path for site, _ in mixture.banks()}
+    assert all(0 <= error < 10 for error in report.sites.values())
+    assert all(bool(parameter.isfinite().all()) for parameter in merged.parameters())
+    if method in ("regression", "least_squares"):
+        _, mean = mixture.merge("mean_routing", calibration=rows)
+        for path, error in report.outputs.items():
+            assert error <= mean.outputs[path] + 1e-5, path
 
 
 @pytest.mark.parametrize("name", ["bias", "scale", "norm_tuning"])

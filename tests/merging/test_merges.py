@@ -11,11 +11,13 @@ from transformers import LlavaForConditionalGeneration
 import moadapt
 from moadapt import Placement
 from moadapt.adapters import LoRA
+from moadapt.fitting import fit_router
 from moadapt.merging import MergeRefusedError
 from moadapt.merging.calibration import moments
+from moadapt.merging.ties import Ties
 from moadapt.mixture import Mixture
 from moadapt.router import RouterSpec
-from moadapt_routers import ByTask, Constant, Softmax, TopK
+from moadapt_routers import ByTask, Constant, LoRAHub, Softmax, TopK
 from tests.core.zoo import build
 from tests.models import llava_batch, randomize, tiny_llava
 
@@ -227,3 +229,50 @@ def test_a_merged_model_trains_what_the_base_trained() -> None:
     mixture = moadapt.attach(base, shared=LoRA())
     plain, _ = mixture.merge("task")
     assert {name: parameter.requires_grad for name, parameter in plain.named_parameters()} == expected
+
+
+def test_a_group_of_tasks_is_weighed_as_its_rows_are() -> None:
+    mixture, rows = attached(Softmax()), batches(2)
+    chosen = [0, 2, 3, 5]
+    few = [{k: [v[i] for i in chosen] if k == "task" else v[chosen] for k, v in batch.items()} for batch in rows]
+    plain, report = mixture.merge("mean_routing", tasks=["vqa", "grounding"], calibration=rows)
+    expected, _ = mixture.merge("mean_routing", calibration=few)
+    batch = inputs(rows[0])
+    assert report.tasks == ("vqa", "grounding")
+    torch.testing.assert_close(plain(**batch).logits, expected(**batch).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    mixture = attached(Softmax())
+    with pytest.raises(ValueError, match=r"Ties got wrong fields \(unknown: densty\); it accepts density, scale"):
+        mixture.merge("ties", densty=0.1)
+    with pytest.raises(ValueError, match="has its options already, and was given scale too"):
+        mixture.merge(Ties(density=0.1), scale=2.0)
+    with pytest.raises(ValueError, match="no task is called 'vqq'; there are vqa, captioning, grounding"):
+        mixture.merge("uniform", tasks=["vqq"])
+    with pytest.raises(ValueError, match=r"got task='vqa' and tasks=\['vqa'\]; give one of them"):
+        mixture.merge("uniform", task="vqa", tasks=["vqa"])
+    with pytest.raises(ValueError, match="merge 'lorahub' needs 'labels' in every calibration batch"):
+        mixture.merge("lorahub", calibration={k: v for k, v in batches(1)[0].items() if k != "labels"})
+    with pytest.raises(ValueError, match="merge 'regmean' needs 'task' in every calibration batch"):
+        mixture.merge("regmean", calibration=inputs(batches(1)[0]))
+
+
+def test_agreement_counts_predictions_whose_likeliest_token_is_the_same() -> None:
+    mixture, rows = attached(Softmax(scope="token")), batches(2)
+    plain, report = mixture.merge("uniform", calibration=rows)
+    with torch.no_grad():
+        routed, merged = mixture(**rows[1]).logits, plain(**inputs(rows[1])).logits
+    told = torch.nn.functional.pad(rows[1]["labels"][:, 1:] != -100, (0, 1))
+    expected = (routed.argmax(-1) == merged.argmax(-1))[told].float().mean()
+    assert report.top1 == pytest.approx(float(expected))
+
+
+def test_a_search_is_that_of_the_router_of_its_name() -> None:
+    mixture, rows = attached(LoRAHub(steps=12)), batches(1)
+    fit_router(mixture, rows)
+    fitted, report = mixture.merge("mean_routing")
+    searched, _ = moadapt.reroute(mixture, Softmax()).merge("lorahub", steps=12, calibration=rows)
+    assert report.exact
+    batch = inputs(rows[0])
+    torch.testing.assert_close(searched(**batch).logits, fitted(**batch).logits, rtol=1e-4, atol=1e-4)
