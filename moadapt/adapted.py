@@ -111,7 +111,7 @@ class AdaptedModule(nn.Module):
             return with_output(found, lambda y: y + self._judged(x, y, judge.num_experts, call))
         routing = self._context.route(call, self._site, x)
         self._context.tell(self._site, x, routing)
-        banks = self._heeding(routing)
+        banks = self._heeding(routing, x, call)
         if self._site.form == "entry":
             entering = x
             for bank, own in banks:
@@ -132,23 +132,29 @@ class AdaptedModule(nn.Module):
     def _judged(self, x: Tensor, y: Tensor, num_experts: int, call: Call) -> Tensor:
         """Return the delta of all banks, by a router that decides on what each expert gives."""
         each = []
-        for bank, _ in self._heeding(None):
+        for bank in self.banks:
+            assert isinstance(bank, Bank), "wrappers hold banks"
             if bank.has_experts:
                 outputs = bank.expert_outputs(x, y, num_experts, call)
                 others = self._others(bank, x, call)
                 each.append(outputs if others is None else outputs.masked_fill(others.unsqueeze(-1), 0.0))
         routing = self._context.route(call, self._site, x, y, torch.stack(each).sum(dim=0)) if each else None
         self._context.tell(self._site, x, routing)
-        return torch.stack([self._delta(bank, y, x, own, call) for bank, own in self._heeding(routing)]).sum(dim=0)
+        banks = self._heeding(routing, x, call)
+        return torch.stack([self._delta(bank, y, x, own, call) for bank, own in banks]).sum(dim=0)
 
-    def _heeding(self, routing: Routing | None) -> list[tuple[Bank, Routing | None]]:
-        """Return the banks, each with what it heeds of a routing: a shared adapter counts once whatever it says."""
+    def _heeding(self, routing: Routing | None, x: Tensor, call: Call) -> list[tuple[Bank, Routing | None]]:
+        """Return the banks, each with what it heeds of a routing: a shared adapter counts once whatever it says.
+
+        Where the shared adapter stands once a task, its bank's twin comes instead.
+        """
         found: list[tuple[Bank, Routing | None]] = []
         for bank in self.banks:
             assert isinstance(bank, Bank), "wrappers hold banks"
             own = routing if bank.has_experts else None
             check_routing(bank.family, self._site, own)
-            found.append((bank, own))
+            twin = None if call.copies is None else call.copies.of(bank, own, self._site, x, call)
+            found.append((bank, own) if twin is None else twin)
         return found
 
     def _add(self, bank: Bank, y: Tensor, x: Tensor, routing: Routing | None, call: Call) -> Tensor:

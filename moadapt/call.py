@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from moadapt.image_rows import ImageRows
 from moadapt.routing import Routing
+
+if TYPE_CHECKING:
+    from moadapt.shared_copies import Copied
 
 T = TypeVar("T")
 _TOKENS = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
@@ -57,6 +60,7 @@ class Call:
         with_image: Which rows have an image in their prompt, (B,), as held with the cache where one is continued.
         inserted: Positions of the tokens of this pass that were inserted for adapters, (B, n).
         task_ids: Index of each row's task, (B,).
+        copies: Which copy of the shared adapter each row uses, where it stands in banks once a task.
         available: Which experts routers may choose, (E,).
         progress: How much of the training is over, a scalar; None where nothing is trained.
         noise: For each place what its router draws from where all processes draw the same.
@@ -80,6 +84,7 @@ class Call:
     with_image: Tensor | None = None
     inserted: Tensor | None = None
     task_ids: Tensor | None = None
+    copies: "Copied | None" = None
     available: Tensor | None = None
     progress: Tensor | None = None
     noise: Mapping[str, torch.Generator] | None = None

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +24,9 @@ from moadapt.routing import Routing
 from moadapt.seeing import see
 from moadapt.sites import Site
 from moadapt.tracing import Observation, SiteObservation, Trace
+
+if TYPE_CHECKING:
+    from moadapt.shared_copies import Copied
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class CallContext:
         image_tokens: Token ids that stand for patches of images and videos.
         embed: Gives the embeddings of input tokens.
         find_images: Tells which row each image of a call belongs to, from its inputs and its number of rows, for every
-            run of the vision tower; None where no site before the language tower is routed.
+            run of the vision tower.
+        routes_images: Whether some site before the language tower is routed.
         encodes: Whether the base has an encoder that reads the prompt, and a decoder of its own.
         reads_prompt: Whether some adapter lets tokens read later tokens of the prompt.
         tells_images: Whether adapters or routers must tell image tokens from text.
@@ -66,8 +70,9 @@ class CallContext:
         tasks: tuple[str, ...],
         image_tokens: Sequence[int],
         embed: Callable[[Tensor], Tensor],
-        find_images: Callable[[Mapping[str, Any], int], tuple[ImageRows, ...]] | None,
+        find_images: Callable[[Mapping[str, Any], int], tuple[ImageRows, ...]],
         *,
+        routes_images: bool = False,
         encodes: bool = False,
         reads_prompt: bool = False,
         tells_images: bool = False,
@@ -78,13 +83,14 @@ class CallContext:
         self.available: Tensor | None = None
         self.progress: Tensor | None = None
         self.noise: Mapping[str, torch.Generator] | None = None
+        self.copies: Copied | None = None
         self.traces: list[Trace] = []
         self.observers: list[Callable[[Observation], None]] = []
         self.site_observers: list[Callable[[SiteObservation], None]] = []
         self._routers = {place.name: (place, router) for place, router in zip(places, routers, strict=True)}
         self._place_of = {path: place for place in places for path in place.sites}
         self._spec, self._tasks, self._image_tokens, self._embed = spec, tasks, image_tokens, embed
-        self._find_images, self._encodes = find_images, encodes
+        self._find_images, self._routes_images, self._encodes = find_images, routes_images, encodes
         self._by_sequence = spec is not None and spec.scope == "sequence"
         self._reads_prompt, self._tells_images = reads_prompt, tells_images
         self._request: Request | None = None
@@ -147,12 +153,13 @@ class CallContext:
             inputs = {name: given for name, given in inputs.items() if name != "labels"}
         held = self._held_for(inputs.get("past_key_values"))
         call = self.call = read_call(inputs, self._request, self._image_tokens, continues=held is not None)
-        call.available, call.progress, call.noise = self.available, self.progress, self.noise
+        call.available, call.progress, call.noise, call.copies = self.available, self.progress, self.noise, self.copies
         if self._encodes:
             self._tell_encoded(call, inputs)
         self._check_prompt(call, self._request, inputs.get("labels"))
         self._check_images(call)
-        if self._find_images is not None and call.real is not None:
+        asked = self._routes_images or (self.copies is not None and self.copies.reads_images)
+        if asked and call.real is not None:
             call.image_rows = self._find_images(inputs, call.num_rows)
         if held is not None:
             call.routings.update(held.routings)
@@ -283,7 +290,7 @@ class CallContext:
             routing = call.routings[place.name]
         else:
             raise RuntimeError(f"{site.path} was reached before the router at {place.name} could decide")
-        return reach(call, site, place, routing, x, by_sequence=self._by_sequence)
+        return reach(call, site, place.name, routing, x, by_sequence=self._by_sequence)
 
     def tell(self, site: Site, x: Tensor, routing: Routing | None) -> None:
         """Tell whoever watches sites of what enters one, and of the routing there.

@@ -30,8 +30,10 @@ from moadapt.image_rows import ImageRows, find_image_rows, image_tokens_of
 from moadapt.inserting import count_inserted, insert, plain_token
 from moadapt.insertion import Inserted
 from moadapt.mixture_spec import MixtureSpec
+from moadapt.names import SHARED
 from moadapt.places import plan_places
 from moadapt.routing import Routing
+from moadapt.shared_copies import Copied, SharedCopies
 from moadapt.sites import Site, anatomy
 from moadapt.task_names import TaskNames, indices, task_ids
 from moadapt.towers import writer_within
@@ -72,7 +74,8 @@ class Mixture(nn.Module):
             self.tasks,
             image_tokens_of(base),
             self._embed,
-            self._find_images if _reads_images(base, routed) else None,
+            self._find_images,
+            routes_images=_reads_images(base, routed),
             encodes=base.config.is_encoder_decoder,
             reads_prompt=any(adapter.spec.reads_prompt for adapter in spec.adapters()),
             tells_images=any(set(adapter.spec.ranges) - {"answer"} for adapter in spec.adapters())
@@ -225,6 +228,32 @@ class Mixture(nn.Module):
             yield
         finally:
             self.train(before)
+
+    def copy_shared(self, count: int) -> SharedCopies:
+        """Return copies of the shared adapter, whose gradients are those of one part of the rows each.
+
+        Args:
+            count: How many.
+
+        Raises:
+            ValueError: There is no shared adapter that is trained, or its family or the router allow no copies.
+        """
+        blends = self.spec.router is not None and self.spec.router.combines == "parameters"
+        reads = _reads_images(self.base, [site for site, bank in self.banks() if SHARED in bank.names])
+        return SharedCopies(self.banks(), len(self.experts), count, blends=blends, reads_images=reads)
+
+    @contextmanager
+    def using(self, copied: Copied | None) -> Iterator[None]:
+        """Let rows use copies of the shared adapter within the `with` block.
+
+        Args:
+            copied: Which copy each row uses; None lets all use the adapter itself.
+        """
+        before, self.context.copies = self.context.copies, copied
+        try:
+            yield
+        finally:
+            self.context.copies = before
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

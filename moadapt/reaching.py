@@ -3,18 +3,17 @@
 from torch import Tensor
 
 from moadapt.call import Call
-from moadapt.places import Place
 from moadapt.routing import Routing
 from moadapt.sites import Site
 
 
-def reach(call: Call, site: Site, place: Place, routing: Routing, x: Tensor, *, by_sequence: bool) -> Routing:
+def reach(call: Call, site: Site, place: str, routing: Routing, x: Tensor, *, by_sequence: bool) -> Routing:
     """Return a place's routing as the input of one of its sites needs it.
 
     Args:
         call: The current call.
         site: Where.
-        place: Whose routing it is.
+        place: Name of the place whose routing it is.
         routing: What was decided there.
         x: Input of the site, (B, T, D) or (N, D); before the language tower an entry an image, tile or patch.
         by_sequence: Whether the routing's rows are those of the call.
@@ -47,7 +46,7 @@ def _of_images(call: Call, site: Site, routing: Routing, x: Tensor) -> Routing:
     return routing.of_entries(rows, along_tokens=call.along_tokens(x))
 
 
-def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tensor) -> None:
+def _check_reach(call: Call, site: Site, place: str, routing: Routing, x: Tensor) -> None:
     """Refuse a routing whose rows or tokens are not those of the site's input."""
     rows, tokens = routing.weights.shape[:2]
     if rows == 1 and tokens == 1:
@@ -62,6 +61,6 @@ def _check_reach(call: Call, site: Site, place: Place, routing: Routing, x: Tens
         or tokens not in (1, len(x) if x.ndim == 2 else 1, *lengths)
     ):
         raise ValueError(
-            f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place.name} has {rows} rows and "
+            f"{site.path} gets input of shape {tuple(x.shape)}, but the routing at {place} has {rows} rows and "
             f"{tokens} tokens; use constant weights there or place experts elsewhere"
         )

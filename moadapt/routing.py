@@ -141,6 +141,24 @@ class Routing:
             found = {name: tensor.transpose(0, 1) for name, tensor in found.items()}
         return replace(self, **found, logits=None, log_prob=None)
 
+    def followed_by(self, other: "Routing") -> "Routing":
+        """Return the routing of these experts and, numbered behind them, those of another routing.
+
+        Args:
+            other: Without weights by head.
+        """
+        of_ours, of_theirs = self._numbered(), other._numbered() + self.num_experts
+        axes = [max(sizes) for sizes in zip(self.weights.shape[:3], other.weights.shape[:3], strict=True)]
+        weights = [self.weights.expand(*axes, -1), other.weights.to(self.weights).expand(*axes, -1)]
+        indices = [of_ours.expand(*axes, -1), of_theirs.expand(*axes, -1)]
+        return Routing(torch.cat(weights, dim=3), self.num_experts + other.num_experts, torch.cat(indices, dim=3))
+
+    def _numbered(self) -> Tensor:
+        """Return which expert each weight belongs to, shaped as the weights."""
+        if self.indices is not None:
+            return self.indices
+        return torch.arange(self.num_experts, device=self.weights.device).expand(self.weights.shape)
+
     def judged_by(self, logits: Tensor) -> "Routing":
         """Return the same routing with the logits that objectives judge it by.
 

@@ -248,7 +248,7 @@ class LoRABank(StackedBank):
 
     @property
     def is_gated(self) -> bool:
-        """Whether constants multiply what any of the adapters adds."""
+        """Whether constants, which may change while a fit runs, multiply what any of the adapters adds."""
         return bool(self._gates)
 
     def gate(self, gates: Mapping[str, float]) -> None:

@@ -20,6 +20,7 @@ from moadapt.adapters.family import FamilySpec
 from moadapt.adapters.stacked import StackedBank
 from moadapt.adapters.weighing import all_weights
 from moadapt.call import Call
+from moadapt.names import SHARED
 from moadapt.registry import FAMILIES
 from moadapt.routing import Routing
 from moadapt.sites import Site
@@ -117,8 +118,8 @@ class PromptTokensBank(StackedBank):
     def _index(self) -> None:
         """Rebuild the maps from stacked tokens to experts and to their places among the inserted ones."""
         super()._index()
-        shared = sum(self._sizes[a.name]["tokens"] for a in self._in_order() if a.expert is None)
-        starts = [(0 if a.expert is None else shared, self._sizes[a.name]["tokens"]) for a in self._in_order()]
+        shared = self._sizes.get(SHARED, {}).get("tokens", 0)
+        starts = [(0 if a.name == SHARED else shared, self._sizes[a.name]["tokens"]) for a in self._in_order()]
         places = [place for start, size in starts for place in range(start, start + size)]
         self.register_buffer(
             "slots", torch.tensor(places, dtype=torch.long, device=self.owner("tokens").device), persistent=False

@@ -4,8 +4,10 @@ Shared and expert adapters, trained and frozen ones, are separate parameters, su
 so that an optimiser never moves what has no gradient. Adapters may have different numbers of rows.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -138,6 +140,44 @@ class StackedBank(Bank):
         self._set(target, frozen, [states[adapter.name] for adapter in frozen])
         self._set(part, stay, [states[adapter.name] for adapter in stay])
         self._reindex()
+
+    def with_copies(self, count: int, num_experts: int) -> Self:
+        """Return a twin in which the shared adapter stands several times, as experts behind the others."""
+        twin = copy.copy(self)
+        for held in ("_parameters", "_buffers", "_adapters"):
+            vars(twin)[held] = dict(vars(self)[held])
+        behind = [replace(a, expert=num_experts + index) for a in self._adapters["shared"] for index in range(count)]
+        twin._adapters |= {"shared": [], "expert": [*self._adapters["expert"], *behind]}
+        for tensor in self.tensors:
+            twin._parameters[f"shared_{tensor}"] = None
+            del twin._parameters[f"expert_{tensor}"]  # a tensor stands there while it is in use, see `take`
+        twin._reindex()
+        return twin
+
+    def shared_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what is trained of the shared adapter alone, by name of the tensor."""
+        found = {tensor: self._parameters[f"shared_{tensor}"] for tensor in self.tensors}
+        return {tensor: parameter for tensor, parameter in found.items() if parameter is not None}
+
+    def take(self, own: Self, copies: Mapping[str, Tensor]) -> None:
+        """Stand, as the twin that it is, on the tensors of a bank and on copies of its shared adapter.
+
+        Args:
+            own: Whose twin it is.
+            copies: By name of the tensor, (copies, R, ...).
+        """
+        for tensor, copied in copies.items():
+            experts = own._parameters[f"expert_{tensor}"]
+            parts = ([] if experts is None else [experts]) + [copied.flatten(0, 1)]
+            vars(self)[f"expert_{tensor}"] = torch.cat(parts)
+        self.training = own.training
+        if self.is_gated:
+            self._find_scales()
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether constants, which may change while a fit runs, multiply what any of the adapters adds."""
+        return False
 
     def expert_rows(self) -> dict[str, Tensor]:
         """Return the expert of every row of the expert stacks."""
