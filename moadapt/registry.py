@@ -196,6 +196,7 @@ def _as_class(place: str, found: object) -> type[Any]:
     return found
 
 
+BALANCES = Registry("balance method", package="moadapt.balancing", group="moadapt.balancing")
 FAMILIES = Registry("adapter family", package="moadapt.adapters", group="moadapt.adapters")
 INITIALS = Registry("initial state", package="moadapt.adapters.initial", group="moadapt.initial")
 MERGES = Registry("merge method", package="moadapt.merging", group="moadapt.merging")

@@ -19,6 +19,7 @@ KINDS: dict[str, Registry] = {
     "tasks": registry.TASKS,
     "merges": registry.MERGES,
     "objectives": registry.OBJECTIVES,
+    "balances": registry.BALANCES,
     "bases": registry.BASES,
     "datasets": registry.DATASETS,
     "metrics": registry.TEXT_METRICS,
@@ -31,8 +32,8 @@ def list_parts(kind: str | None = None) -> None:
     """List parts with what they are and the settings they take.
 
     Args:
-        kind: routers, families, initials, ranks, samplers, tasks, merges, objectives, bases, datasets, metrics, codecs
-            or views; all by default.
+        kind: routers, families, initials, ranks, samplers, tasks, merges, objectives, balances, bases, datasets,
+            metrics, codecs or views; all by default.
 
     Raises:
         ValueError: There is no such kind.

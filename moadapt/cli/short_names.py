@@ -1,8 +1,8 @@
 """Short names in configurations: `class_path: top_k` becomes the class's dotted path before anything is parsed.
 
-A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, `ranks`, `sampling`, `codec`,
-`view`, and the entries of `experts`, `tasks` and `objectives`. Its settings are checked here too, since the class tells
-best what it accepts. A named `placement` becomes its fields.
+A part is recognised by its key, wherever it stands: `router`, `shared`, `dataset`, `ranks`, `balance`, `sampling`,
+`codec`, `view`, and the entries of `experts`, `tasks` and `objectives`. Its settings are checked here too, since the
+class tells best what it accepts. A named `placement` becomes its fields.
 """
 
 import difflib
@@ -14,7 +14,19 @@ from itertools import pairwise
 from typing import Any
 
 from moadapt.placement import Placement
-from moadapt.registry import CODECS, DATASETS, FAMILIES, OBJECTIVES, RANKS, ROUTERS, SAMPLERS, TASKS, VIEWS, Registry
+from moadapt.registry import (
+    BALANCES,
+    CODECS,
+    DATASETS,
+    FAMILIES,
+    OBJECTIVES,
+    RANKS,
+    ROUTERS,
+    SAMPLERS,
+    TASKS,
+    VIEWS,
+    Registry,
+)
 from moadapt.specs import fields_of
 
 _PARTS = {
@@ -22,6 +34,7 @@ _PARTS = {
     "shared": FAMILIES,
     "dataset": DATASETS,
     "ranks": RANKS,
+    "balance": BALANCES,
     "sampling": SAMPLERS,
     "codec": CODECS,
     "view": VIEWS,

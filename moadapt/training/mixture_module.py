@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moadapt.adapters.family import FamilySpec
+from moadapt.balancing import Balance, Balancer
 from moadapt.initialising import start, waiting_sites
 from moadapt.input_means import input_means
 from moadapt.mixture import Mixture
@@ -32,7 +34,8 @@ from moadapt.training.noise import shared_noise
 from moadapt.training.optimization import Optimization
 from moadapt.training.optimizer import ExpertAdamW, add_gradients
 from moadapt.training.penalties import routing_values
-from moadapt.training.roles import ROUTER, Role
+from moadapt.training.roles import BALANCE, ROUTER, Role
+from moadapt.training.task_gradients import TaskGradients
 from moadapt.training.teaching import check_tasks, check_taught, log_prob_of
 
 
@@ -62,6 +65,8 @@ class MixtureModule(TaskModule):
             every process reads all of them whole.
         quantize: How to quantise the base's linear layers while it is loaded: `int8`, `int4`, `nf4` or `llm_int8`, see
             `moadapt.bases.load_base`; None loads them as they were written.
+        balance: How tasks are balanced, by weights of their losses or by what is made of their gradients; None lets
+            every token count alike.
 
     Raises:
         ValueError: There are no calibration batches; routers are to be trained alone and there is none, or no saved
@@ -87,6 +92,7 @@ class MixtureModule(TaskModule):
         start_from: str | None = None,
         train: Literal["all", "routers"] = "all",
         quantize: str | None = None,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__(base, optimization, dtype, attn_implementation, seed, quantize)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
@@ -94,7 +100,7 @@ class MixtureModule(TaskModule):
         self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
         self.pass_task = pass_task or (router is not None and router.depends_on == "task")
         self.gradient_checkpointing = gradient_checkpointing
-        self.ranks, self.start_from, self.trains = ranks, start_from, train
+        self.ranks, self.start_from, self.trains, self.balance = ranks, start_from, train, balance
         if calibration_batches < 1:
             raise ValueError(f"calibration_batches is {calibration_batches}; give at least 1")
         self.calibration_batches = calibration_batches
@@ -117,6 +123,8 @@ class MixtureModule(TaskModule):
         self._policy: Tensor | None = None
         self._use: ExpertUse | None = None
         self._utilities: Tensor | None = None
+        self.balancer: Balancer | None = None
+        self._by_task: TaskGradients | None = None
 
     @property
     def mixture(self) -> Mixture:
@@ -148,6 +156,8 @@ class MixtureModule(TaskModule):
         self._fits = stage == "fit"
         if self.router is not None:
             check_tasks(self.router, list(self.experts or {}), list(self.data.tasks), fits=self._fits)
+        if self._fits and self.balance is not None:
+            self.balancer = self.balance.build(tuple(self.data.tasks), self.seed).to(self.device)
 
     def build(self, base: PreTrainedModel) -> Mixture:
         """Attach adapters and routers."""
@@ -209,6 +219,8 @@ class MixtureModule(TaskModule):
             self._driver = self.ranks.driver(self.mixture.banks(), self.trainer.estimated_stepping_batches)
         if self._driver is not None and self._stored_ranks is not None:
             self._driver.load_state(self._stored_ranks)
+        if self.balance is not None and self.balance.reads_gradients:
+            self._by_task = TaskGradients(self.mixture.copy_shared(len(self.data.tasks)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, telling routers how far the training is; one without end never gets on.
@@ -220,8 +232,10 @@ class MixtureModule(TaskModule):
         share = min(1.0, step / self.trainer.estimated_stepping_batches)
         places = [place.name for place in self.mixture.places]
         context.progress, context.noise = torch.tensor(share, device=self.device), shared_noise(places, self.seed, step)
+        copied = None if self._by_task is None else self._by_task.collect(batch.task_ids(list(self.data.tasks)))
         try:
-            return super().training_step(batch, batch_idx)
+            with self.mixture.using(copied):
+                return super().training_step(batch, batch_idx)
         finally:
             context.progress = context.noise = None
 
@@ -236,11 +250,15 @@ class MixtureModule(TaskModule):
         checkpoint["frozen"] = self.mixture.frozen
         if self._driver is not None:
             checkpoint["ranks"] = self._driver.state()
+        if self.balancer is not None:
+            checkpoint["balance"] = self.balancer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of what changes ranks until it starts, and what is frozen until tensors are there."""
         self._stored_frozen = tuple(checkpoint.get("frozen", ()))
         self._stored_ranks = checkpoint.get("ranks")
+        if self.balancer is not None and "balance" in checkpoint:
+            self.balancer.load_state_dict(checkpoint["balance"])
 
     def options(self, batch: Batch) -> dict[str, Any]:
         """Return the prompt mask of a batch with written answers, and the tasks where the mixture is told them."""
@@ -270,10 +288,23 @@ class MixtureModule(TaskModule):
             chances += [log_prob_of(observed, len(losses))] if passes > 1 else []
         if chances:
             assert self.router is not None, "routers sample"
-            self._policy = self.router.policy_loss(torch.stack(chances), torch.stack(found))
+            rewarded = [self.weigh(losses.detach(), counts, task_ids) for losses in found]
+            self._policy = self.router.policy_loss(torch.stack(chances), torch.stack(rewarded))
         if self._use is not None:
             self._use.add(self._observed[before:], counts)
         return torch.stack(found).mean(dim=0), counts
+
+    def weigh(self, losses: Tensor, counts: Tensor, tasks: Tensor) -> Tensor:
+        """Multiply the losses of rows by the weights of their tasks, and add what their tokens cost besides, (B,)."""
+        if self.balancer is None:
+            return losses
+        offsets, found = self.balancer.offsets(), losses * self.balancer.weights().to(losses)[tasks]
+        return found if offsets is None else found + offsets.to(losses)[tasks] * counts
+
+    def observe_tasks(self, sums: Tensor) -> None:
+        """Let what balances tasks look at the losses of a batch, unless a loss is not finite."""
+        if self.balancer is not None:
+            self.balancer.observe(*sums.where(sums.isfinite().all(), 0.0))
 
     @torch.no_grad()
     def utilities(self, batch: Batch) -> Tensor:
@@ -312,6 +343,8 @@ class MixtureModule(TaskModule):
 
         Experts that no row used are told by the loss alone: the objectives neither score nor move them.
         """
+        if self._by_task is not None:
+            self._combine(self._by_task)
         super().on_before_optimizer_step(optimizer)
         if self._use is not None and self._tokens is not None:
             self._use.normalise(self._tokens, partial(self.trainer.strategy.reduce, reduce_op="sum"))
@@ -328,6 +361,19 @@ class MixtureModule(TaskModule):
         for name, value in values.items():
             self.log(f"objective/{name}", value.detach())
 
+    def _combine(self, gradients: TaskGradients) -> None:
+        """Put in the place of the shared adapter's gradient what balance makes of those of the tasks.
+
+        Nothing is made of gradients that are dropped, or that are left to others to judge as they are not finite.
+        """
+        assert self.balancer is not None, "it reads gradients"
+        products = gradients.sum_up(partial(self.trainer.strategy.reduce, reduce_op="sum"))
+        if not self.skips and bool(products.isfinite().all()):
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # has unscaled those of parameters only
+            shares = self.balancer.combine(products, self.trainer.global_step)
+            gradients.write(shares, 1.0 if scaler is None else 1 / scaler.get_scale())
+        gradients.clear()
+
     def roles(self) -> dict[nn.Parameter, Role]:
         """Return shared and expert parameters with the tower of their site, and those of routers."""
         found: dict[nn.Parameter, Role] = {}
@@ -340,13 +386,25 @@ class MixtureModule(TaskModule):
                     kind = "expert" if name in stacked else "shared"
                     own = rates.get(name, 1.0), name not in undecayed
                     found[parameter] = Role(site.tower, kind, *own, bank.family.cross_modal, depth)
-        return found | {p: Role(ROUTER, ROUTER) for p in self.mixture.routers.parameters() if p.requires_grad}
+        found |= {p: Role(ROUTER, ROUTER) for p in self.mixture.routers.parameters() if p.requires_grad}
+        if self.balancer is not None:
+            role = Role(BALANCE, BALANCE)
+            role = replace(role, factor=self.balancer.learning_rate / self.optimization.rate(role))
+            found |= dict.fromkeys(self.balancer.parameters(), role)
+        return found
 
     def stacks(self) -> list[dict[nn.Parameter, Tensor]]:
-        """Return for each bank its stacked parameters, with the expert of every row."""
+        """Return for each bank its stacked parameters, with the expert of every row; likewise with tasks for balance.
+
+        So neither experts nor tasks that a step has no row of are moved by it.
+        """
+        balanced = [] if self.balancer is None else [*self.balancer.parameters()]
         return [
-            {bank.get_parameter(name): rows for name, rows in bank.expert_rows().items()}
-            for _, bank in self.mixture.banks()
+            *(
+                {bank.get_parameter(name): rows for name, rows in bank.expert_rows().items()}
+                for _, bank in self.mixture.banks()
+            ),
+            *({parameter: torch.arange(len(parameter))} for parameter in balanced),
         ]
 
     def readings(self) -> dict[str, float]:
@@ -356,7 +414,8 @@ class MixtureModule(TaskModule):
             for name, value in bank.readings().items():
                 found.setdefault(name, []).append(value)
         kept = {} if self._driver is None else self._driver.readings()
-        return {name: sum(values) / len(values) for name, values in found.items()} | kept
+        told = {} if self.balancer is None else self.balancer.readings()
+        return {name: sum(values) / len(values) for name, values in found.items()} | kept | told
 
     def tensors(self) -> dict[str, Tensor]:
         """Return adapters and routers under the names that a saved mixture gives them."""

@@ -93,6 +93,23 @@ class TaskModule(lightning.LightningModule, ABC):
         """Return for each bank its stacked parameters, with the expert of every row."""
         return []
 
+    def weigh(self, losses: Tensor, counts: Tensor, tasks: Tensor) -> Tensor:
+        """Return the losses of rows as they count in training, (B,); by default as they are.
+
+        Args:
+            losses: Sum of the losses of each row's tokens, (B,).
+            counts: How many tokens these are, (B,).
+            tasks: Index of each row's task, (B,).
+        """
+        return losses
+
+    def observe_tasks(self, sums: Tensor) -> None:
+        """Look at the losses of a batch on all processes.
+
+        Args:
+            sums: Of the losses of each task, not weighted, and how many tokens these are, (2, S).
+        """
+
     def penalty(self, tokens: Tensor) -> Tensor | None:
         """Return what joins the loss of the last batch besides its answers, over all processes; None where nothing.
 
@@ -160,10 +177,11 @@ class TaskModule(lightning.LightningModule, ABC):
             self._nominal, self._tokens = tokens, torch.zeros_like(tokens)
         assert self._tokens is not None, "set with the first batch"
         self._tokens = self._tokens + tokens
-        loss = losses.sum() / self._nominal
+        loss = self.weigh(losses, counts, index).sum() / self._nominal
         penalty = self.penalty(tokens)
         if penalty is not None:  # of accumulated batches each counts by its tokens, as the loss does
             loss = loss + penalty * (tokens / self._nominal)
+        self.observe_tasks(sums)
         return loss
 
     def on_train_start(self) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 ROUTER = "router"
+BALANCE = "balance"
 CROSS_MODAL = "cross_modal"
 KINDS = ("shared", "expert", CROSS_MODAL)
 
@@ -12,8 +13,8 @@ class Role:
     """What a trained parameter is.
 
     Args:
-        tower: The tower of its site, or `router`.
-        kind: `shared`, `expert` or `router`; for a plain peft model `adapter`.
+        tower: The tower of its site, `router` or `balance`.
+        kind: `shared`, `expert`, `router` or `balance`; for a plain peft model `adapter`.
         factor: Of its learning rate.
         decays: Whether weight decay may act on it, if it is no vector.
         cross_modal: Whether it belongs to an adapter through which modalities read each other.

@@ -1,0 +1,101 @@
+"""The interface of balance between tasks: a spec, and what weighs losses or combines gradients while a fit runs.
+
+Axes: S tasks, in the order of the data.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Balancer(nn.Module):
+    """Weighs the losses of tasks, combines the gradients that they have for the shared adapter, or both.
+
+    What it learns by gradient is a parameter with one number a task; what else a resumed run needs is a buffer. All
+    that it does follows from sums over processes, so that every process does the same.
+
+    Args:
+        tasks: Names of the tasks.
+        learning_rate: Peak rate of its parameters, where it has any.
+    """
+
+    def __init__(self, tasks: Sequence[str], learning_rate: float = 1e-2) -> None:
+        super().__init__()
+        self.tasks, self.learning_rate = tuple(tasks), learning_rate
+        self.register_buffer("ones", torch.ones(len(tasks), dtype=torch.float64), persistent=False)
+
+    def weights(self) -> Tensor:
+        """Return what the losses of each task's rows are multiplied by in the next batch, (S,); by default 1."""
+        return self.get_buffer("ones")
+
+    def offsets(self) -> Tensor | None:
+        """Return what each token of a task adds to the loss besides, (S,); by default nothing."""
+        return None
+
+    def observe(self, losses: Tensor, counts: Tensor) -> None:
+        """Look at a batch, all processes together.
+
+        Args:
+            losses: Sum of the losses of each task's tokens, not weighted, (S,); 0 for a task without any.
+            counts: How many tokens these are, (S,).
+        """
+
+    def combine(self, products: Tensor, step: int) -> Tensor:
+        """Return how much of each task's gradient the step takes, (S,); 1 for each is their plain sum.
+
+        Called once a step where `Balance.reads_gradients`, and only with finite numbers.
+
+        Args:
+            products: Inner products of the tasks' gradients of the shared adapter, each of the weighted losses, in
+                float64 on the CPU, (S, S); zeros for a task that the step has no row of.
+            step: Of the optimiser, from 0.
+        """
+        return torch.ones(len(self.tasks), dtype=torch.float64)
+
+    def readings(self) -> dict[str, float]:
+        """Return numbers worth a line in a training's log: the weights, by name."""
+        found = self.weights().tolist()
+        return {f"balance/{name}": weight for name, weight in zip(self.tasks, found, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance(ABC):
+    """What a user writes to choose how tasks are balanced: a value bound by YAML."""
+
+    reads_gradients: ClassVar[bool] = False
+    """Whether it needs the gradients of the shared adapter task by task."""
+
+    @abstractmethod
+    def build(self, tasks: Sequence[str], seed: int) -> Balancer:
+        """Return what balances the tasks of a fit.
+
+        Args:
+            tasks: Their names.
+            seed: Of random choices.
+
+        Raises:
+            ValueError: A setting names a task that there is not.
+        """
+
+
+def check_at_least(part: Balance, name: str, bound: float, *, open_: bool = False) -> None:
+    """Refuse a setting below a bound.
+
+    Args:
+        part: Whose.
+        name: Of the setting.
+        bound: The least value.
+        open_: Whether the bound itself is refused too.
+
+    Raises:
+        ValueError: It is below.
+    """
+    value = getattr(part, name)
+    if not value >= bound or (open_ and value == bound):
+        raise ValueError(
+            f"{type(part).__name__} got {name}={value}; give {'more than' if open_ else 'at least'} {bound:g}"
+        )

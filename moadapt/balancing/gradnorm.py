@@ -1,0 +1,105 @@
+"""GradNorm: weights under which the gradients of all tasks are about equally large, and larger for slow tasks.
+
+`G_t = |w_t grad L_t|` on the shared parameters, `r_t = (L_t / L_t(0)) / mean`, and the weights go down the gradient of
+`sum_t |G_t - mean(G) r_t^alpha|`, the targets being constants. Chen et al., "GradNorm: Gradient Normalization for
+Adaptive Loss Balancing in Deep Multitask Networks", section 3. As in the paper the mean weight stays 1. Here the
+distance is that of logarithms, and so is the descent: a weight that is too large goes down by the share
+`learning_rate`, one that is too small goes up by it, however large losses and gradients are. And as the loss is a mean
+over tokens, a task's gradient is large for having many tokens too, which is evened out with the rest. Tasks are
+compared where a step has at least two of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moadapt.balancing.balance import Balance, Balancer, check_at_least
+from moadapt.registry import BALANCES
+
+
+@BALANCES.register("gradnorm")
+@dataclass(frozen=True, kw_only=True)
+class GradNorm(Balance):
+    """Weights that make the gradients of all tasks equally large, those of slow tasks larger (Chen et al.).
+
+    Args:
+        alpha: How strongly slow tasks are pulled, 0 or more; 0 makes all norms equal.
+        learning_rate: Share by which a weight moves in a step, above 0.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    alpha: float = 1.5
+    learning_rate: float = 0.025
+
+    reads_gradients: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_at_least(self, "alpha", 0)
+        check_at_least(self, "learning_rate", 0, open_=True)
+
+    def build(self, tasks: Sequence[str], seed: int) -> "GradNormBalancer":
+        """Return what moves the weights."""
+        return GradNormBalancer(tasks, self)
+
+
+class GradNormBalancer(Balancer):
+    """Moves weights by the norms of gradients.
+
+    Args:
+        tasks: Names of the tasks.
+        settings: What the user chose.
+    """
+
+    current: Tensor
+    first: Tensor
+    sums: Tensor
+
+    def __init__(self, tasks: Sequence[str], settings: GradNorm) -> None:
+        super().__init__(tasks)
+        self.settings = settings
+        self.register_buffer("current", torch.ones(len(tasks), dtype=torch.float64))
+        self.register_buffer("first", torch.zeros(len(tasks), dtype=torch.float64))  # 0 where none was seen
+        self.register_buffer("sums", torch.zeros(2, len(tasks), dtype=torch.float64))
+
+    def weights(self) -> Tensor:
+        """Return the weights, (S,), whose mean is 1."""
+        return self.current
+
+    def observe(self, losses: Tensor, counts: Tensor) -> None:
+        """Add up the losses of the step; those of a task's first step stay known."""
+        self.sums += torch.stack([losses, counts]).to(self.sums)
+
+    def combine(self, products: Tensor, step: int) -> Tensor:
+        """Move the weights of the next step; the gradients of this one stay as they are."""
+        counts = self.sums[1].cpu()
+        means = self.sums[0].cpu() / counts.clamp(min=1)
+        first = self.first.cpu()
+        first = torch.where((first == 0) & (counts > 0), means, first)
+        self.first, self.sums = first.to(self.first.device), torch.zeros_like(self.sums)
+        norms = products.diagonal().clamp(min=0).sqrt()
+        there = (norms > 0) & (counts > 0) & (first > 0)
+        if int(there.sum()) > 1:
+            moved = moved_weights(self.current.cpu()[there], norms[there], (means / first)[there], self.settings)
+            found = self.current.cpu().masked_scatter(there, moved)
+            self.current = (found * len(found) / found.sum()).to(self.current.device)
+        return super().combine(products, step)
+
+
+def moved_weights(weights: Tensor, norms: Tensor, progress: Tensor, settings: GradNorm) -> Tensor:
+    """Return the weights of some tasks after one step down GradNorm's loss.
+
+    Args:
+        weights: (S,), above 0.
+        norms: Of the weighted gradients, (S,), above 0.
+        progress: Each task's loss over its first loss, (S,).
+        settings: What the user chose.
+    """
+    mean = norms.mean()
+    targets = mean * (progress / progress.mean()) ** settings.alpha
+    return weights * torch.exp(-settings.learning_rate * torch.sign(norms - targets))
