@@ -20,6 +20,7 @@ from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
 from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, SkipBadSteps
+from moadapt.training.conflict_log import LogConflicts
 from moadapt.training.kept import LAST, fault, newest
 from moadapt.training.overlap_log import LogOverlaps
 from moadapt.training.routing_log import LogRouting
@@ -68,6 +69,12 @@ class Interface(LightningCLI):
             type=int,
             default=20,
             help="How many steps may be skipped, as loss or gradient are not finite; one more ends the run.",
+        )
+        parser.add_argument(
+            "--conflicts_every",
+            type=int,
+            default=0,
+            help="Steps between two measurements of how tasks oppose each other in the shared adapter; 0 is never.",
         )
         parser.link_arguments("model.base", "data.base")
         for key in ("model.seed", "data.seed"):
@@ -144,8 +151,10 @@ class Interface(LightningCLI):
 
     def _own_callbacks(self, root: Path) -> list[Callback]:
         if self.subcommand == "fit":
-            kept = self._kept_callbacks(root)
-            return [ShowScores(), LogOverlaps(root), LogRouting(root), *kept, SaveMixture(root / "mixture")]
+            every, kept = self._get(self.config_init, "conflicts_every"), self._kept_callbacks(root)
+            opposed = [LogConflicts(root, every)] if every else []  # first, as its passes are none that others log
+            logs = [*opposed, ShowScores(), LogOverlaps(root), LogRouting(root)]
+            return [*logs, *kept, SaveMixture(root / "mixture")]
         return [WritePredictions(root)] if self.subcommand == "predict" else []
 
     def _kept_callbacks(self, root: Path) -> list[Callback]:

@@ -1,7 +1,8 @@
 """The Lightning module of a mixture."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from moadapt.ranks.allocator import ranks_of, stored_ranks, with_ranks
 from moadapt.registry import OBJECTIVES
 from moadapt.routed import with_tasks
 from moadapt.router import RouterSpec
+from moadapt.shared_copies import Copied
 from moadapt.sites import Site, anatomy
 from moadapt.storage import copy_adapters, load_tensors, tensors
 from moadapt.tracing import Observation
@@ -228,16 +230,43 @@ class MixtureModule(TaskModule):
         They get the noise of the step, too, the same for all batches whose gradients are accumulated. Both are theirs
         in the step alone, so that a validation judges them as they are in use.
         """
+        copied = None if self._by_task is None else self._by_task.collect(batch.task_ids(list(self.data.tasks)))
+        with self._step_told(), self.mixture.using(copied):
+            return super().training_step(batch, batch_idx)
+
+    @contextmanager
+    def _step_told(self) -> Iterator[None]:
+        """Let routers know the step within the `with` block."""
         context, step = self.mixture.context, self.trainer.global_step
         share = min(1.0, step / self.trainer.estimated_stepping_batches)
         places = [place.name for place in self.mixture.places]
         context.progress, context.noise = torch.tensor(share, device=self.device), shared_noise(places, self.seed, step)
-        copied = None if self._by_task is None else self._by_task.collect(batch.task_ids(list(self.data.tasks)))
         try:
-            with self.mixture.using(copied):
-                return super().training_step(batch, batch_idx)
+            yield
         finally:
             context.progress = context.noise = None
+
+    def task_gradients(self, batch: Batch) -> TaskGradients:
+        """Return the gradients that the tasks of a batch have for the shared adapter, of this process alone.
+
+        The training goes on as if nobody had asked, at the cost of one more pass forward and back.
+
+        Args:
+            batch: The first of a step.
+
+        Raises:
+            ValueError: They cannot be told task by task.
+        """
+        tasks = list(self.data.tasks)
+        found = self._by_task or TaskGradients(self.mixture.copy_shared(len(tasks)))
+
+        def losses(copied: Copied) -> Tensor:
+            with self._step_told(), self.mixture.using(copied):
+                return TaskModule.losses(self, batch)[0]
+
+        with self.trainer.precision_plugin.train_step_context():
+            found.measure(batch.task_ids(tasks), losses)
+        return found
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, then mask the ranks that are not kept."""

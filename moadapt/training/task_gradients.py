@@ -36,6 +36,20 @@ class TaskGradients:
             copied.register_hook(partial(_add, self._parts[parameter]))  # type: ignore[no-untyped-call]
         return self._copies.used_by(rows)
 
+    def measure(self, rows: Tensor, losses: Callable[[Copied], Tensor]) -> None:
+        """Add the gradients of one batch, and leave those of all parameters as they are.
+
+        Args:
+            rows: Index of each row's task, (B,).
+            losses: Runs the batch with copies, and returns the losses of its rows, (B,).
+        """
+        taken = self._copies.take()
+        total = losses(self._copies.used_by(rows)).sum()
+        found = torch.autograd.grad(total, list(taken.values()), allow_unused=True)
+        for parameter, gradient in zip(taken, found, strict=True):
+            if gradient is not None:
+                _add(self._parts[parameter], gradient)
+
     def sum_up(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """Reduce the gradients over processes and return their inner products, in float64 on the CPU, (S, S).
 
