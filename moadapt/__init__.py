@@ -2,6 +2,7 @@
 
 from moadapt.attaching import attach, load
 from moadapt.averaging import average
+from moadapt.changing import add_adapters, remove_adapters
 from moadapt.composing import compose, reroute
 from moadapt.fitting import fit_router
 from moadapt.initialising import initialise
@@ -22,6 +23,7 @@ __all__ = [
     "RouterSpec",
     "Routing",
     "RoutingContext",
+    "add_adapters",
     "anatomy",
     "attach",
     "average",
@@ -29,6 +31,7 @@ __all__ = [
     "fit_router",
     "initialise",
     "load",
+    "remove_adapters",
     "reroute",
     "routing_regret",
     "subtract_general",

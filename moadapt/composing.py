@@ -74,15 +74,51 @@ def compose(
     named = {**experts} if shared is None else {SHARED: shared, **experts}
     if SHARED in experts:
         raise ValueError(f"an expert cannot be called {SHARED!r}; pass that adapter as shared=, or name it otherwise")
+    found = find_adapters(base, named, dropout=dropout, initial=initial)
+    spec = MixtureSpec(
+        experts={name: found[name].spec for name in experts},
+        shared=None if shared is None else found[SHARED].spec,
+        router=router,
+        placement=Placement(),
+    )
+    return build_filled(
+        base, spec, stored_names(found), [name for name, each in found.items() if frozen or each.frozen]
+    )
+
+
+def find_adapters(
+    base: PreTrainedModel,
+    named: Mapping[str, str | Path],
+    *,
+    dropout: float | None,
+    initial: Mapping[str, str | Path] | None,
+) -> dict[str, Found]:
+    """Read adapters, of mixtures or foreign ones, by the names that they shall have.
+
+    Args:
+        base: Without a mixture on it.
+        named: As in `compose`.
+        dropout: As in `compose`.
+        initial: As in `compose`.
+
+    Raises:
+        ValueError: As in `compose`.
+    """
     before = dict(initial or {})
     if stray := before.keys() - named.keys():
         raise ValueError(f"initial names {', '.join(sorted(stray))}; the adapters are {', '.join(named)}")
     found = {name: _find(str(reference), base, before.get(name)) for name, reference in named.items()}
     _refuse_two_owners(found)
-    specs = {name: _with_dropout(each.spec, dropout) for name, each in found.items()}
-    spec = MixtureSpec({name: specs[name] for name in experts}, specs.get(SHARED), router, Placement())
-    stored = {f"adapters/{name}/{rest}": t for name, each in found.items() for rest, t in each.tensors.items()}
-    return build_filled(base, spec, stored, [name for name, each in found.items() if frozen or each.frozen])
+    return {name: replace(each, spec=_with_dropout(each.spec, dropout)) for name, each in found.items()}
+
+
+def stored_names(found: Mapping[str, Found]) -> dict[str, Tensor]:
+    """Return the tensors of adapters under the names that a saved mixture gives them.
+
+    Args:
+        found: Adapters by name.
+    """
+    return {f"adapters/{name}/{rest}": t for name, each in found.items() for rest, t in each.tensors.items()}
 
 
 def reroute(mixture: Mixture, router: RouterSpec) -> Mixture:
@@ -106,12 +142,24 @@ def reroute(mixture: Mixture, router: RouterSpec) -> Mixture:
     with mixture.bare_base() as base:
         for place in plan_places(base, mixture.anatomy, routed, router):
             router.build(place.dim, len(mixture.experts))
-    stored, frozen, training = _adapters(tensors(mixture)), mixture.frozen, mixture.training
-    checkpoints = mixture.checkpoints
-    fresh = build_filled(mixture.detach(), spec, stored, frozen)
+    fresh = succeed(mixture, spec, adapter_tensors(mixture), mixture.frozen)
     if router.inner == mixture.spec.router:
         for old, new in zip(routers_of(mixture.routers), routers_of(fresh.routers), strict=True):
             new.adopt(old)
+    return fresh
+
+
+def succeed(mixture: Mixture, spec: MixtureSpec, stored: Mapping[str, Tensor], frozen: Iterable[str]) -> Mixture:
+    """Build the mixture that comes after another one on its base, in the same mode.
+
+    Args:
+        mixture: The one before, which is detached.
+        spec: As in `build_filled`.
+        stored: As in `build_filled`.
+        frozen: As in `build_filled`.
+    """
+    training, checkpoints = mixture.training, mixture.checkpoints
+    fresh = build_filled(mixture.detach(), spec, stored, frozen)
     if checkpoints:
         fresh.gradient_checkpointing_enable()
     return fresh.train(training)
@@ -194,5 +242,10 @@ def _with_dropout(spec: FamilySpec, dropout: float | None) -> FamilySpec:
     return spec if dropout is None or "dropout" not in known else replace(spec, dropout=dropout)  # type: ignore[call-arg]
 
 
-def _adapters(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in stored.items() if name.startswith("adapters/")}
+def adapter_tensors(mixture: Mixture) -> dict[str, Tensor]:
+    """Return the tensors of a mixture's adapters under the names that they are saved by.
+
+    Args:
+        mixture: Whose adapters.
+    """
+    return {name: tensor for name, tensor in tensors(mixture).items() if name.startswith("adapters/")}
