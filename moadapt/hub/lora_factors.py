@@ -100,7 +100,10 @@ def less(found: SiteFactors, down: Tensor, up: Tensor, how: str) -> SiteFactors:
         how: What that is.
     """
     exact = torch.promote_types(found.down.dtype, torch.float32)
-    sides = (torch.cat([found.down.to(exact), down.to(exact)]), torch.cat([found.up.to(exact), -up.to(exact)]))
+    sides = (
+        torch.cat([found.down.to(exact), down.to(found.down.device, exact)]),
+        torch.cat([found.up.to(exact), -up.to(found.up.device, exact)]),
+    )
     return replace(found, down=sides[0], up=sides[1], how=how)
 
 

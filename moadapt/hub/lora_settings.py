@@ -55,10 +55,13 @@ class Patterns:
         """
         began = time.process_time()
         try:
-            found = regex.fullmatch(pattern, name, timeout=max(self.left, 1e-3))
+            if self.left <= 0:
+                raise TimeoutError
+            found = regex.fullmatch(pattern, name, timeout=self.left)
         except (regex.error, RecursionError) as error:
             raise ValueError(f"its pattern {pattern[:80]!r} is no regular expression: {error}") from error
         except TimeoutError as error:
+            self.left = 0
             raise ValueError(f"its pattern {pattern[:80]!r} takes too long to match, as no honest one does") from error
         self.left -= time.process_time() - began
         return found is not None

@@ -6,6 +6,7 @@ tensors are rebuilt by. Afterwards no tensor may be larger than what is stored o
 """
 
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from moadapt.hub.stored_tensor import StoredTensor
 
 _LONGEST = 2**20
 """Bytes of the pickle, which holds names and shapes alone; some 6,000 tensors."""
+_RECORD = re.compile(r"/data/[^/]+$")
 _NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
 
 
@@ -29,18 +31,23 @@ def open_pickled(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: It is no archive of tensors, or holds anything else.
     """
-    _check_pickle(file, _pickle_of(file))
+    pickle, sizes = _contents(file)
+    _check_pickle(file, pickle)
     try:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a broken pickle may raise anything
         raise ValueError(f"{file.name} cannot be read as tensors: {type(error).__name__}: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"{file.name} holds {type(found).__name__}, but must hold tensors by name")
-    return {name: _stored(file, name, value) for name, value in found.items()}
+    stored = {name: _stored(file, name, value) for name, value in found.items()}
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in found.values()}
+    if sorted(size for size in storages.values() if size) != sizes:  # torch itself would read beyond a record
+        raise ValueError(f"{file.name} says of its tensors that they have other sizes than are stored")
+    return stored
 
 
-def _pickle_of(file: Path) -> bytes:
-    """Return the pickle within an archive that does not grow when it is unpacked."""
+def _contents(file: Path) -> tuple[bytes, list[int]]:
+    """Return the pickle within an archive that does not grow when it is unpacked, and the sizes of its records."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -57,7 +64,8 @@ def _pickle_of(file: Path) -> bytes:
                     f"{file.name} has {len(pickles)} pickles of {[p.file_size for p in pickles]} bytes; it must have "
                     f"one of at most {_LONGEST}, else ask for a safetensors file"
                 )
-            return archive.read(pickles[0])
+            records = [entry.file_size for entry in entries if _RECORD.search(entry.filename)]
+            return archive.read(pickles[0]), sorted(size for size in records if size)
     except (EOFError, NotImplementedError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{file.name} is no archive as torch writes it since version 1.6 ({error}); ask for a safetensors file"

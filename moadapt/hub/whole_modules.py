@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from moadapt.hub.lora_factors import SiteFactors
 from moadapt.hub.pieces import Pieces
+from moadapt.quantised import is_quantised
 from moadapt.sites import Site
 
 _HOW = "its whole weight less the base's"
@@ -21,7 +22,13 @@ _SAME = 0.01
 
 
 def matrix(module: Any) -> Tensor:
-    """Return the weight of a linear layer or an embedding as a linear map, (F, D)."""
+    """Return the weight of a linear layer or an embedding as a linear map, (F, D).
+
+    Raises:
+        ValueError: It is quantised, so that nothing can be taken off it exactly.
+    """
+    if is_quantised(module):
+        raise ValueError("the base's weight is quantised there, from which no change can be told; load it unquantised")
     weight: Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D | nn.Embedding) else weight
 

@@ -73,6 +73,21 @@ def test_a_folder_of_the_hubs_cache_whose_files_are_links_is_read(folder: Path, 
     assert_as_peft(snapshot, expected)
 
 
+def test_a_hub_name_is_fetched_without_its_other_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fetch(name: str, **how: Any) -> str:
+        asked.update(name=name, **how)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert not examine("owner/name", tiny_llama())[0].refused
+    assert asked == {
+        "name": "owner/name",
+        "allow_patterns": ["adapter_config.json", "*.safetensors", "*.bin", "*.index.json"],
+    }
+
+
 def test_every_key_has_a_fate(tmp_path: Path) -> None:
     folder = saved(
         tmp_path / "it", tiny_llama(), target_modules=["embed_tokens", "q_proj"], modules_to_save=["lm_head"]
