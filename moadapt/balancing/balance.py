@@ -36,6 +36,17 @@ class Balancer(nn.Module):
         """Return what each token of a task adds to the loss besides, (S,); by default nothing."""
         return None
 
+    def weigh(self, losses: Tensor, counts: Tensor, tasks: Tensor) -> Tensor:
+        """Return the losses of rows as they count in training, (B,).
+
+        Args:
+            losses: Sum of the losses of each row's tokens, (B,).
+            counts: How many tokens these are, (B,).
+            tasks: Index of each row's task, (B,).
+        """
+        offsets, found = self.offsets(), losses * self.weights().to(losses)[tasks]
+        return found if offsets is None else found + offsets.to(losses)[tasks] * counts
+
     def observe(self, losses: Tensor, counts: Tensor) -> None:
         """Look at a batch, all processes together.
 

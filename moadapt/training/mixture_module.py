@@ -325,10 +325,7 @@ class MixtureModule(TaskModule):
 
     def weigh(self, losses: Tensor, counts: Tensor, tasks: Tensor) -> Tensor:
         """Multiply the losses of rows by the weights of their tasks, and add what their tokens cost besides, (B,)."""
-        if self.balancer is None:
-            return losses
-        offsets, found = self.balancer.offsets(), losses * self.balancer.weights().to(losses)[tasks]
-        return found if offsets is None else found + offsets.to(losses)[tasks] * counts
+        return losses if self.balancer is None else self.balancer.weigh(losses, counts, tasks)
 
     def observe_tasks(self, sums: Tensor) -> None:
         """Let what balances tasks look at the losses of a batch, unless a loss is not finite."""

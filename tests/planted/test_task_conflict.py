@@ -81,9 +81,8 @@ class Conflict:
         optimizer = torch.optim.SGD(groups, lr=rate)
         for step in range(STEPS):
             optimizer.zero_grad()
-            each, offsets = self.losses(gradients), balancer.offsets()
-            weighed = each * balancer.weights()[OF_ROWS] + (0 if offsets is None else offsets[OF_ROWS])
-            (weighed.sum() / len(OF_ROWS)).backward()
+            each = self.losses(gradients)
+            (balancer.weigh(each, torch.ones_like(each), OF_ROWS).sum() / len(OF_ROWS)).backward()
             sums = torch.zeros(2, dtype=each.dtype).index_add(0, OF_ROWS, each.detach())
             balancer.observe(sums, OF_ROWS.bincount().double())
             if gradients is not None:
