@@ -1,5 +1,6 @@
 """Balance between tasks in training: over processes, accumulated batches and stops, and what it leaves alone."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from moadapt.adapters import LoRA
-from moadapt.balancing import Balance, CAGrad, DynamicAverage, Fixed, GradNorm, PCGrad
+from moadapt.balancing import Balance, CAGrad, DynamicAverage, Fixed, GradNorm, PCGrad, Uncertainty
 from moadapt.registry import BALANCES
-from moadapt.training import MixedTasks, MixtureModule, Optimization, SkipBadSteps, data
+from moadapt.training import FSDP2Strategy, MixedTasks, MixtureModule, Optimization, SkipBadSteps, data
+from moadapt.training.conflict_log import LogConflicts
 from moadapt.training.module import TaskModule
 from moadapt_routers import ByTask, Poly
 from tests.training import runs, toy
@@ -46,6 +48,17 @@ def test_two_processes_with_different_tasks_balance_as_one(
     assert_same(two, one, 1e-9)
     gap = {name: (tensor - plain["weights"][name]).abs().max() for name, tensor in one["weights"].items()}
     assert max(gap.values()) > 1e-6
+
+
+@pytest.mark.parametrize("balance", [PCGrad(), Uncertainty()], ids=["pcgrad", "uncertainty"])
+def test_a_sharded_base_balances_and_measures_as_a_whole_one(tmp_path: Path, base: str, balance: Balance) -> None:
+    make = partial(made, partial(mixture, base, ByTask(), balance=balance), tmp_path)
+    [one] = fit(tmp_path / "one", make, 1, LogConflicts(tmp_path / "one", 1), **EXACT)
+    two = fit(tmp_path / "two", make, 2, LogConflicts(tmp_path / "two", 1), strategy=FSDP2Strategy, **EXACT)
+    assert_same(two, one, 1e-9)
+    told = [json.loads((tmp_path / name / "conflicts.json").read_text()) for name in ("one", "two")]
+    assert len(told[0]["measured"]) == 3
+    assert told[0] == told[1]
 
 
 def assert_about(found: Tensor, expected: Tensor) -> None:
