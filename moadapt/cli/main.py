@@ -3,6 +3,7 @@
 Each function stands in a file of its own and is imported when it is called, so that `moadapt --help` is quick.
 """
 
+import errno
 import importlib
 import inspect
 import json
@@ -46,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As typed, without the program's name; by default the process's own.
 
     Returns:
-        The exit status: 0; 1 where a run could not go on or the doctor refuses an adapter; 2 where the user gave
-        something wrong; or 128 and the number of the signal that stopped it, of several processes in the first.
+        The exit status: 0; 1 where a run could not go on, a disk is full, or the doctor refuses an adapter; 2 where the
+        user gave something wrong; or 128 and the number of the signal that stopped it, of several processes in the
+        first.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -64,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"\n{stop} before anything new was saved; the same command starts from what is there", file=sys.stderr)
         return 128 + stop.number
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"moadapt {given[0]}: {error}; free space and give the same command again", file=sys.stderr)
+        return 1
     except ValueError as error:
         if not _is_ours(error):
             raise

@@ -24,6 +24,7 @@ from moadapt.training.conflict_log import LogConflicts
 from moadapt.training.kept import LAST, fault, newest
 from moadapt.training.overlap_log import LogOverlaps
 from moadapt.training.routing_log import LogRouting
+from moadapt.training.watch_peers import WatchPeers
 from moadapt.whole_files import write_whole
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -160,7 +161,7 @@ class Interface(LightningCLI):
     def _kept_callbacks(self, root: Path) -> list[Callback]:
         """Return what keeps a run alive; bad steps are counted before a checkpoint tells how many there were."""
         every, keep, limit = (self._get(self.config_init, key) for key in ("keep_every", "keep", "max_bad_steps"))
-        return [SkipBadSteps(root / "bad_steps", limit), KeepLast(root, every, keep)]
+        return [SkipBadSteps(root / "bad_steps", limit), KeepLast(root, every, keep), WatchPeers()]
 
     def _take_last(self) -> None:
         assert self.subcommand is not None, "a command was given"

@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import runpy
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,16 @@ def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch: pytest.Monke
     monkeypatch.setattr("moadapt.registry.BASES.get", fail)
     with pytest.raises(ValueError, match="Expecting value"):
         main(["pretrain", "x"])
+
+
+def test_a_full_disk_is_told_in_one_line_and_other_errors_of_files_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def writing(command: str, arguments: list[str]) -> int:
+        raise OSError(int(arguments[0]), os.strerror(int(arguments[0])), "metrics.csv")
+
+    monkeypatch.setattr(sys.modules["moadapt.cli.main"], "_run", writing)
+    assert main(["fit", str(errno.ENOSPC)]) == 1
+    assert "No space left on device: 'metrics.csv'; free space and give" in capsys.readouterr().err
+    with pytest.raises(PermissionError):
+        main(["fit", str(errno.EACCES)])

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ import moadapt as library
 from moadapt import Placement
 from moadapt.bases import load_base
 from moadapt.cli.trainer import Interface
+from moadapt.mixture import Mixture
 from moadapt.registry import OBJECTIVES
 from moadapt.specs import fields_of
 from tests.cli.conftest import Moadapt
+from tests.training.cramped import short_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,6 +158,28 @@ def test_broken_checkpoints_alone_and_none_where_one_is_asked_for_are_refused(
     assert "remove what is broken to start over" in told
     assert moadapt("fit", "--resume", "false") == 0
     assert [file.name for file in (tmp_path / "run").glob("last*")] == ["last.ckpt"]
+
+
+def test_a_mixture_that_finds_no_room_is_written_by_the_same_command_later(
+    moadapt: Moadapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, run = Mixture.save, tmp_path / "run"
+
+    def cramped(mixture: Mixture, folder: Path) -> None:
+        with short_files():
+            save(mixture, folder)
+
+    with monkeypatch.context() as full:
+        full.setattr(Mixture, "save", cramped)
+        assert moadapt("fit") == 1
+    assert "the training is done and kept, but the mixture could not be written" in capsys.readouterr().err
+    assert not [file for file in run.iterdir() if "mixture" in file.name]
+    kept = (run / "last.ckpt").read_bytes()
+    assert moadapt("fit") == 0
+    stored = torch.load(io.BytesIO(kept), weights_only=True)["state_dict"]
+    found = load_file(run / "mixture" / "adapters.safetensors")
+    assert found.keys() == stored.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
 
 
 def test_testing_before_training_says_what_to_do(moadapt: Moadapt, capsys: pytest.CaptureFixture[str]) -> None:

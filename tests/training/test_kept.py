@@ -3,9 +3,7 @@
 import errno
 import os
 import random
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from moadapt.training import KeepLast
 from moadapt.training.kept import Kept, fault, listed, newest, read_checkpoint
 from moadapt.training.run_failed import RunFailed
 from tests.training import toy
+from tests.training.cramped import short_files
 from tests.training.runs import MixedTasks, Watch, module, trainer
 
 
@@ -144,17 +143,6 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == {"last.ckpt": 2, "last-1.ckpt": 1}
     kept.write(checkpoint(3))
     assert steps(tmp_path) == {"last.ckpt": 3, "last-1.ckpt": 2}
-
-
-@contextmanager
-def short_files() -> Iterator[None]:
-    """Let no file grow beyond a few bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Cramped(KeepLast):
