@@ -27,16 +27,34 @@ def fingerprint(base: PreTrainedModel) -> dict[str, str]:
     """
     if base in _NOTED:
         return _NOTED[base]
+    weights = {name: _plain(base, name, parameter) for name, parameter in base.named_parameters()}
+    return of_samples(base, {name: b"" if weight.is_meta else sampled(weight) for name, weight in weights.items()})
+
+
+def sampled(weight: Tensor) -> bytes:
+    """Return what of a parameter's values identifies it.
+
+    Args:
+        weight: Of any shape.
+    """
+    flat = weight.detach().flatten()
+    count = min(_SAMPLES, len(flat))
+    picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
+    return picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
+
+
+def of_samples(base: PreTrainedModel, samples: Mapping[str, bytes]) -> dict[str, str]:
+    """Identify a base by its names and shapes, and by values that were read elsewhere.
+
+    Args:
+        base: The base, which may lie on the meta device.
+        samples: What `sampled` gives, by name of the parameter.
+    """
     structure, values = hashlib.sha256(), hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
         weight = _plain(base, name, parameter)
         structure.update(f"{name}{tuple(weight.shape)}".encode())
-        if weight.is_meta:
-            continue
-        flat = weight.detach().flatten()
-        count = min(_SAMPLES, len(flat))
-        picked = flat[[i * (len(flat) - 1) // max(count - 1, 1) for i in range(count)]]
-        values.update(picked.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+        values.update(samples[name])
     return {"class": type(base).__name__, "structure": structure.hexdigest(), "values": values.hexdigest()}
 
 
@@ -67,11 +85,24 @@ def check_base(file: Path, stored: Mapping[str, str], base: PreTrainedModel) -> 
     Raises:
         ValueError: It is another one; the message says what differs.
     """
-    own = fingerprint(base)
+    check_fingerprint(file, stored, fingerprint(base))
+
+
+def check_fingerprint(file: Path, stored: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Refuse another base than the one that was stored.
+
+    Args:
+        file: Where it was.
+        stored: Its fingerprint and its name.
+        own: Fingerprint of the base given; parts that are not there are not compared.
+
+    Raises:
+        ValueError: It is another one; the message says what differs.
+    """
     if not isinstance(stored, Mapping):
         raise ValueError(f"{file} names no base, but has {stored!r} there")
     for part, what in (("class", "another class"), ("structure", "other parameters"), ("values", "other weights")):
-        if stored.get(part) != own[part]:
+        if part in own and stored.get(part) != own[part]:
             raise ValueError(
                 f"{file.parent} was trained on {stored.get('name')!r} ({stored.get('class')}); the base given, a "
                 f"{own['class']}, has {what}; load the base it was trained on, quantised if it was"

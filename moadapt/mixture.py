@@ -413,7 +413,7 @@ class Mixture(nn.Module):
         from moadapt.merging.plan import plan_merge
 
         self._refuse_detached()
-        self._refuse_scoped()
+        self.refuse_scoped()
         with self.evaluating():
             plan = plan_merge(self, method, **options)
             return plan.model(), plan.report()
@@ -435,7 +435,7 @@ class Mixture(nn.Module):
         from moadapt.merging.plan import plan_merge
 
         self._refuse_detached()
-        self._refuse_scoped()
+        self.refuse_scoped()
         with self.evaluating():
             plan = plan_merge(self, method, **options)
             plan.require()
@@ -475,15 +475,7 @@ class Mixture(nn.Module):
     def _wrap(self) -> dict[str, AdaptedModule]:
         """Build the banks, and a wrapper for the module of each site; modules within others come first."""
         modules = {site: self.base.get_submodule(site.path) for site in self.sites}
-        banks: dict[Site, list[Bank]] = {site: [] for site in self.sites}
-        for family, ranges, shared in dict.fromkeys(_stack_of(a) for here in self.sites.values() for a in here):
-            together = {
-                site: ([a for a in here if _stack_of(a) == (family, ranges, shared)], modules[site])
-                for site, here in self.sites.items()
-            }
-            for site, bank in family.banks({site: given for site, given in together.items() if given[0]}).items():
-                bank.family, bank.acts_on = family, ranges_at(site, ranges)
-                banks[site].append(bank.to(next(modules[site].parameters()).device))
+        banks = build_banks(self.sites, modules)
         wrappers = {s.path: AdaptedModule(modules[s], banks[s], s, self.context) for s in self.sites}
         return dict(sorted(wrappers.items(), key=lambda item: -item[0].count(".")))
 
@@ -528,8 +520,12 @@ class Mixture(nn.Module):
         if not self.attached:
             raise ValueError("this mixture was detached from its base; attach adapters again, or load them")
 
-    def _refuse_scoped(self) -> None:
-        """Refuse to merge what acts on some tokens only."""
+    def refuse_scoped(self) -> None:
+        """Refuse to merge what acts on some tokens only.
+
+        Raises:
+            NotMergeable: An adapter does.
+        """
         for site, bank in self.banks():
             if bank.acts_on:
                 raise NotMergeable(
@@ -574,6 +570,25 @@ class Mixture(nn.Module):
         module = self.base.get_input_embeddings()
         embeddings: Tensor = (module.module if isinstance(module, AdaptedModule) else module)(ids)
         return embeddings
+
+
+def build_banks(sites: Mapping[Site, Sequence[Adapter]], modules: Mapping[Site, nn.Module]) -> dict[Site, list[Bank]]:
+    """Build the banks of sites, one for all adapters of a family that share one.
+
+    Args:
+        sites: The adapters of each.
+        modules: The frozen module of each, on whose device its banks are.
+    """
+    banks: dict[Site, list[Bank]] = {site: [] for site in sites}
+    for family, ranges, shared in dict.fromkeys(_stack_of(a) for here in sites.values() for a in here):
+        together = {
+            site: ([a for a in here if _stack_of(a) == (family, ranges, shared)], modules[site])
+            for site, here in sites.items()
+        }
+        for site, bank in family.banks({site: given for site, given in together.items() if given[0]}).items():
+            bank.family, bank.acts_on = family, ranges_at(site, ranges)
+            banks[site].append(bank.to(next(modules[site].parameters()).device))
+    return banks
 
 
 def _reads_images(base: PreTrainedModel, sites: Sequence[Site]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from moadapt.adapters.bank import Adapter, Bank
 from moadapt.adapters.initial import filled_later
 from moadapt.context import routers_of
-from moadapt.fingerprint import check_base, fingerprint
+from moadapt.fingerprint import check_base, check_fingerprint, fingerprint
 from moadapt.fresh_folder import fresh_folder
 from moadapt.mixture import Mixture
 from moadapt.mixture_spec import MixtureSpec
@@ -236,6 +236,83 @@ def _check_common(site: Site, bank: Bank, found: Mapping[str, Tensor]) -> None:
         differ = [key for key in keys if not torch.allclose(found[key], found[keys[0]], rtol=0, atol=0, equal_nan=True)]
         if differ:
             raise ValueError(f"{differ[0]} and {keys[0]} differ, but adapters of one site have {part} in common")
+
+
+class StoredMixture:
+    """A folder that `save` wrote, from which tensors are read when they are asked for.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: It is no mixture, or cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._stored = folder, _read_spec(folder)
+        with _telling(folder):
+            self.spec = _spec_of(self._stored)
+        self._sites: dict[str, list[str]] = {}
+        with self._tensors() as file:
+            self._routers = [key for key in file.keys() if key.startswith("routers/")]  # noqa: SIM118, no mapping
+            for key in file.keys():  # noqa: SIM118
+                self._sites.setdefault(key.rpartition("/")[0].partition("/")[2].partition("/")[2], []).append(key)
+
+    def check_base(self, own: Mapping[str, str]) -> None:
+        """Refuse another base than the one that it was trained on.
+
+        Args:
+            own: Its fingerprint; parts that are not there are not compared.
+        """
+        check_fingerprint(self._folder / _SPEC, self._stored["base"], own)
+
+    def fill_bank(self, site: Site, bank: Bank) -> None:
+        """Copy the adapters of one site in.
+
+        Args:
+            site: Where.
+            bank: A fresh one of that site.
+
+        Raises:
+            ValueError: A tensor is missing, too much, or of another shape.
+        """
+        with self._tensors() as file:
+            found = {key: file.get_tensor(key) for key in self._sites.get(site.path, ())}
+        _fill_bank(site, bank, found)
+
+    def fill_routers(self, mixture: Mixture) -> None:
+        """Build the routers of a mixture anew, on the CPU, and copy what was saved in.
+
+        Args:
+            mixture: That of this folder, whose base may lie on the meta device.
+        """
+        with self._tensors() as file:
+            found = {key: file.get_tensor(key) for key in self._routers}
+        router = mixture.spec.router
+        for index, place in enumerate(mixture.places):
+            assert router is not None, "there are places"
+            own, built = _below(f"routers/{place.name}/", found), router.build(place.dim, len(mixture.experts))
+            built.make_room(own)
+            built.load_state_dict(own)
+            mixture.routers[index] = built.to(_finest(own.values()))
+
+    @contextmanager
+    def _tensors(self) -> Iterator[Any]:
+        try:
+            with safe_open(self._folder / _TENSORS, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self._folder / _TENSORS} cannot be read: {error}") from error
+
+
+def _fill_bank(site: Site, bank: Bank, found: Mapping[str, Tensor]) -> None:
+    """Copy the adapters of one bank in, which takes the number types that were stored, as others would round."""
+    own = {name: _below(f"adapters/{name}/{site.path}/", found) for name in bank.names}
+    finest = _finest([tensor for tensors in own.values() for tensor in tensors.values()])
+    for parameter in bank.parameters():
+        parameter.data = parameter.data.to(finest)
+    for name, tensors in own.items():
+        bank.load_state(name, tensors)
 
 
 def _take_number_types(mixture: Mixture, found: Mapping[str, Tensor]) -> None:

@@ -103,7 +103,7 @@ class PlainModel:
                 f"{path} shares its {name} ({', '.join(tied)}); merging would change both; untie the base first"
             )
         exact = torch.promote_types(weight.dtype, torch.float32)
-        total = sum(_as_stored(module, change).to(exact) for change in changes)
+        total = sum(as_stored(module, change).to(exact) for change in changes)
         self._put(path, name, weight.detach().to(exact) + total, weight.dtype)
 
     def _put(self, path: str, name: str, wanted: Tensor, held: torch.dtype) -> None:
@@ -132,8 +132,13 @@ def _ratio(lost: float, size: float) -> float:
     return lost / size if size else 0.0
 
 
-def _as_stored(module: nn.Module, change: Tensor) -> Tensor:
-    """Turn a weight change ([M,] F, D) the way round that a module keeps its weight."""
+def as_stored(module: nn.Module, change: Tensor) -> Tensor:
+    """Turn a weight change the way round that a module keeps its weight.
+
+    Args:
+        module: Of a site.
+        change: ([M,] F, D).
+    """
     if isinstance(module, (Conv1D, nn.Embedding)) or getattr(module, "is_transposed", False):
         return change.mT
     return change.view(module.weight.shape) if isinstance(module, nn.Conv2d) else change

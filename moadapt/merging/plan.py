@@ -10,13 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moadapt.adapters.delta import Delta
-from moadapt.merging.calibration import Batch, as_batches, relative_error, rows_of_tasks, split_rows
-from moadapt.merging.deltas import Spectrum, total, truncated
+from moadapt.merging.calibration import Batch, as_batches, rows_of_tasks, split_rows
 from moadapt.merging.folding import PlainModel
-from moadapt.merging.method import Blend, MergeMethod, Merging, plain
+from moadapt.merging.merged_sites import MergedSites
+from moadapt.merging.method import MergeMethod, Merging
 from moadapt.merging.outputs import agreement, output_errors
 from moadapt.merging.report import MergeReport, rank_curve
-from moadapt.merging.site_adapters import SiteAdapters
 from moadapt.merging.statistics import adapters_of
 from moadapt.mixture import Mixture
 from moadapt.registry import MERGES
@@ -56,11 +55,11 @@ def plan_merge(
     chosen: MergeMethod = method if isinstance(method, MergeMethod) else bind(MERGES.get(method), options)
     if rank is not None and rank < 1:
         raise ValueError(f"rank is {rank}; give at least 1, or None to keep every merged change whole")
-    served = _served(mixture, task, tasks)
+    names = served(mixture, task, tasks)
     batches = [] if calibration is None else as_batches(calibration)
-    batches = rows_of_tasks(mixture, batches, served) if batches and served else batches
+    batches = rows_of_tasks(mixture, batches, names) if batches and names else batches
     used, held_out, fresh = split_rows(batches)
-    merging = Merging(mixture, served, used)
+    merging = Merging(mixture, names, used)
     check_rows(chosen, merging)
     return MergePlan(chosen, merging, held_out=held_out, fresh=fresh, max_error=max_error, rank=rank, dtype=dtype)
 
@@ -112,16 +111,14 @@ class MergePlan:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.mixture, self._merging = merging.mixture, merging
-        self._name, self._merge = MERGES.name_of(type(method)), method.prepare(merging)
+        self._name, self._sites = MERGES.name_of(type(method)), MergedSites(merging, method.prepare(merging), rank)
         self._held_out, self._fresh, self._rank, self._dtype = held_out, fresh, rank, dtype
         self._max_error = max_error
-        self._spectra: dict[str, list[Spectrum]] = {}
-        self._site_errors: dict[str, float] = {}
 
     @cached_property
     def deltas(self) -> dict[str, list[Delta]]:
         """What is added at every site, by module path."""
-        return {at.site.path: self._merged(at) for at in adapters_of(self.mixture)}
+        return {at.site.path: self._sites.merge(at) for at in adapters_of(self.mixture)}
 
     def model(self) -> PreTrainedModel:
         """Return the merged plain model.
@@ -163,29 +160,20 @@ class MergePlan:
     def _judged(self) -> MergeReport:
         """What is known before anything is folded."""
         assert self.deltas is not None, "which finds the errors of sites"
-        fixed, unknown = self._merging.fixed, self._merging.fixed is None and not self._merging.rows
+        errors, unknown = self._sites.errors, self._merging.fixed is None and not self._merging.rows
         if unknown and self._max_error is not None:
             raise ValueError("how far this merge is from the routing shows on rows alone; max_error needs calibration=")
-        exact = fixed is not None and not any(self._site_errors.values())
+        exact = self._merging.fixed is not None and not any(errors.values())
         return MergeReport(
             self._name,
             self._merging.tasks,
             exact,
-            self._why(exact),
-            sites={} if unknown else self._site_errors,
+            why(self._merging, self._name, self._rank, exact=exact),
+            sites={} if unknown else errors,
             outputs={} if exact or unknown else self._outputs(self._merging.rows),
             rank=self._rank,
-            curve=rank_curve(self._spectra),
+            curve=rank_curve(self._sites.spectra),
         )
-
-    def _why(self, exact: bool) -> str:
-        router = self.mixture.spec.router
-        if exact:
-            return "every input that it serves is routed alike, and the merge weighs experts just so"
-        if self._merging.fixed is None:
-            return f"{type(router).__name__} weighs experts anew for each input, and a weight is one for all"
-        cut = f", and was cut to rank {self._rank}" if self._rank is not None else ""
-        return f"every input that it serves is routed alike, but {self._name} makes another change of that{cut}"
 
     @cached_property
     def _plain(self) -> PlainModel:
@@ -197,48 +185,35 @@ class MergePlan:
         made.settle(self.mixture.required_grad)
         return made
 
-    def _merged(self, at: SiteAdapters) -> list[Delta]:
-        """Merge one site, and note how far the result is off."""
-        path, deltas = at.site.path, list(self._merge(at))
-        if self._rank is not None:
-            whole, self._spectra[path] = truncated(total(deltas), self._rank)
-            deltas = [whole]
-        self._site_errors[path] = self._error(at, deltas)
-        return deltas
-
-    def _error(self, at: SiteAdapters, deltas: Sequence[Delta]) -> float:
-        """Return the relative error of a site's change; 0 where nothing is routed or nothing is known."""
-        place = next((place.name for place in self.mixture.places if at.site.path in place.sites), None)
-        fixed = self._merging.fixed
-        weights = self._merge.weights.get(at.site.path) if isinstance(self._merge, Blend) else None
-        if fixed is not None and place in fixed and not plain(fixed[place]):
-            if weights is fixed[place] and self._rank is None:
-                return 0.0  # of heads or parameters, just as they are
-            raise ValueError(
-                f"the router at {place} weighs heads or parameters, from which only method 'task' or 'mean_routing' "
-                "makes a merge, and of full rank"
-            )
-        if fixed is None and not self._merging.rows:
-            return 0.0
-        found = self._merging.moments.get(place or "")
-        if found is None:
-            return 0.0 if self._rank is None else self._cut(at.site.path)
-        merged = weights if isinstance(weights, Tensor) and self._rank is None else total(deltas)
-        return relative_error(at.shared, at.own, found, merged)
-
-    def _cut(self, path: str) -> float:
-        """Return what cutting the rank has left out of a change that nothing routes, relative to it."""
-        assert self._rank is not None, "it was cut"
-        squares = [float(each.values.double().square().sum()) for each in self._spectra[path]]
-        lost = sum(each.dropped(self._rank) for each in self._spectra[path])
-        return (lost / sum(squares)) ** 0.5 if sum(squares) else 0.0
-
     def _outputs(self, rows: Sequence[Batch]) -> dict[str, float]:
         return output_errors(self.mixture, self.deltas, rows) if rows and self.mixture.places else {}
 
 
-def _served(mixture: Mixture, task: str | None, tasks: Sequence[str] | None) -> tuple[str, ...]:
+def why(merging: Merging, name: str, rank: int | None, *, exact: bool) -> str:
+    """Say why a merge is exact, or is not.
+
+    Args:
+        merging: What was merged.
+        name: Of the method.
+        rank: To which changes were cut.
+        exact: Whether it is.
+    """
+    if exact:
+        return "every input that it serves is routed alike, and the merge weighs experts just so"
+    if merging.fixed is None:
+        router = type(merging.mixture.spec.router).__name__
+        return f"{router} weighs experts anew for each input, and a weight is one for all"
+    cut = f", and was cut to rank {rank}" if rank is not None else ""
+    return f"every input that it serves is routed alike, but {name} makes another change of that{cut}"
+
+
+def served(mixture: Mixture, task: str | None, tasks: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the tasks that a merge serves, none for all.
+
+    Args:
+        mixture: What is merged.
+        task: One task.
+        tasks: Several; None for all.
 
     Raises:
         ValueError: Both ways of naming them were used, or one is unknown.
