@@ -26,6 +26,7 @@ COMMANDS = {
         "list_parts",
         "list routers, families, initials, ranks, tasks, merges, objectives, bases, data sets",
     ),
+    "merge": ("moadapt.cli.merging", "merge", "fold a mixture into one plain model, or into one LoRA"),
     "report": ("moadapt.cli.reporting", "report", "write a page about a finished run: what its routers learned"),
     "route": ("moadapt.cli.routing", "route", "put trained adapters behind a router, fit it, and tell how it routes"),
     "pretrain": ("moadapt.cli.pretrain", "pretrain", "make a shipped base again"),

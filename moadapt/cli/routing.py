@@ -61,15 +61,15 @@ def route(
     chosen: RouterSpec | None = None if router is None else part_of(router, ROUTERS)
     folders = spelled(mixture) if mixture.startswith("{") else mixture
     name = base or base_name(Path(next(iter(folders.values())) if isinstance(folders, dict) else folders))
-    rows = _data(data, name, batch_size, seed)
+    rows = data_module(data, name, batch_size, seed)
     model: Any = load_base(name, quantize=quantize)[0]
     routed = _mixture(folders, model.to("cuda" if torch.cuda.is_available() else "cpu"), chosen)
     rows.prepare_data()
     rows.setup("fit")
     if fit:
-        fit_router(routed, list(_given(islice(rows.first_batches(batches), batches), routed)))
+        fit_router(routed, list(as_given(islice(rows.first_batches(batches), batches), routed)))
     held_out = islice(rows.answered("validation"), batches or None)
-    Console().print(_told(routed, routing_regret(routed, _given(held_out, routed))))
+    Console().print(_told(routed, routing_regret(routed, as_given(held_out, routed))))
     if out is not None:
         routed.save(out)
 
@@ -83,7 +83,18 @@ def _mixture(folders: Any, base: Any, router: RouterSpec | None) -> Mixture:
     return compose(base, folders, router=router)
 
 
-def _data(given: str, base: str, batch_size: int, seed: int) -> MixedTasks:
+def data_module(given: str, base: str, batch_size: int, seed: int) -> MixedTasks:
+    """Return the rows that an option names.
+
+    Args:
+        given: A file that `moadapt fit -c` takes, or a data set, by short name or by its fields.
+        base: Whose processor writes the rows.
+        batch_size: Rows of a batch.
+        seed: Of the order of training rows.
+
+    Raises:
+        ValueError: The file has no data.
+    """
     if not Path(given).is_file():
         return MixedTasks(base, dataset=part_of(given, DATASETS), batch_size=batch_size, seed=seed)
     config = load_config(Path(given).read_text())
@@ -96,8 +107,13 @@ def _data(given: str, base: str, batch_size: int, seed: int) -> MixedTasks:
     return made
 
 
-def _given(batches: Iterable[Batch], mixture: Mixture) -> Iterator[dict[str, Any]]:
-    """Give batches as the mixture takes them."""
+def as_given(batches: Iterable[Batch], mixture: Mixture) -> Iterator[dict[str, Any]]:
+    """Give batches as a mixture takes them.
+
+    Args:
+        batches: Of a data module.
+        mixture: That takes them.
+    """
     for batch in batches:
         own = batch.to(mixture.base.device).cast(mixture.base.dtype)
         yield {**own.inputs, "labels": own.labels, "task": own.task_names}

@@ -35,20 +35,34 @@ def evaluate(module: TaskModule, data: MixedTasks, key: Mapping[str, Any], file:
         if found.get("key") == key:
             return found
     start = time.monotonic()
+    found = {"key": dict(key), **answer_all(module, data, file.stem)}
+    write_json(file, found | {"seconds": time.monotonic() - start})
+    loaded: Evaluation = json.loads(file.read_text())
+    return loaded
+
+
+def answer_all(module: TaskModule, data: MixedTasks, title: str) -> Evaluation:
+    """Answer every test row, greedily, and score the answers.
+
+    Args:
+        module: What answers.
+        data: The rows, set up to predict.
+        title: Of the bar on the screen.
+
+    Returns:
+        `scores` by `<task>/<score>` and `answers` in row order.
+    """
     trainer = lightning.Trainer(
         accelerator="auto",
         devices=1,
         logger=False,
-        callbacks=[RunBar(f"{file.stem} answers")],
+        callbacks=[RunBar(f"{title} answers")],
         enable_model_summary=False,
         enable_checkpointing=False,
     )
     batches = trainer.predict(module, datamodule=data) or []
     answers = [row for rows in batches for row in rows]
-    found = {"key": dict(key), "scores": _scores(answers, data), "answers": answers}
-    write_json(file, found | {"seconds": time.monotonic() - start})
-    loaded: Evaluation = json.loads(file.read_text())
-    return loaded
+    return {"scores": _scores(answers, data), "answers": answers}
 
 
 def _scores(answers: list[Any], data: MixedTasks) -> dict[str, float]:

@@ -38,11 +38,19 @@ def make(work: Path, layers: int) -> None:
     config.num_hidden_layers = layers
     config.save_pretrained(work / "base")
     base = outline(str(work / "base"))
+    block = (0.02 * torch.randn(1 << 24)).to(torch.bfloat16)
+
+    def drawn(shape: tuple[int, ...]) -> torch.Tensor:
+        """Random numbers, a block of them over and over, begun at a random place."""
+        count = torch.Size(shape).numel()
+        start = int(torch.randint(len(block) // 2, ()))
+        return block[start:].repeat(-(-count // (len(block) - start)))[:count].view(shape).clone()
+
     samples, shard, size, placed = {}, {}, 0, {}
     named = [(name, tuple(parameter.shape)) for name, parameter in base.named_parameters()]
     files = 0
     for name, shape in named:
-        shard[name] = (0.02 * torch.randn(shape)).to(torch.bfloat16)
+        shard[name] = drawn(shape)
         samples[name] = sampled(shard[name])
         size += shard[name].nbytes
         if size > SHARD or name == named[-1][0]:
@@ -67,7 +75,7 @@ def make(work: Path, layers: int) -> None:
     for site in Mixture(base, spec).sites:
         for name in spec.experts:
             for part, width in (("down", site.in_features), ("up", site.out_features)):
-                tensors[f"adapters/{name}/{site.path}/{part}"] = (0.01 * torch.randn(RANK, width)).to(torch.bfloat16)
+                tensors[f"adapters/{name}/{site.path}/{part}"] = drawn((RANK, width))
     (work / "mixture").mkdir(exist_ok=True)
     save_file(tensors, work / "mixture" / "adapters.safetensors", metadata={"format": "pt"})
     (work / "mixture" / "mixture.json").write_text(json.dumps(stored))
