@@ -98,7 +98,9 @@ def test_a_shared_adapter_alone(family: type[FamilySpec]) -> None:
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        pytest.param(family, name, id=f"{short}-{name}")
+        pytest.param(
+            family, name, id=f"{short}-{name}", marks=() if family is LoRA or name == "task" else pytest.mark.slow
+        )
         for short, family in COPIED
         for name in (ROUTINGS if family is LoRA else ("task", "token_dense"))
         if ROUTINGS[name] <= family.routes and name != "blended"
@@ -111,7 +113,13 @@ def test_a_shared_adapter_beside_experts(family: type[FamilySpec], name: str) ->
     check(mixture, of_answers(mixture))
 
 
-@over_families
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in ("lora", "prefix", "cross_modal") else pytest.mark.slow)
+        for name, family in COPIED
+    ],
+)
 def test_recomputed_blocks_use_the_same_copies(family: type[FamilySpec]) -> None:
     mixture = make(ByTask(), family=family).double().train()
     mixture.gradient_checkpointing_enable()
