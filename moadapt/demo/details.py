@@ -82,8 +82,9 @@ def merge_record(row: str, report: MergeReport) -> dict[str, Any]:
         "method": report.method,
         "task": ", ".join(report.tasks) or None,
         "exact": report.exact,
-        "sites": report.sites,
+        "sites": report.errors,
         "output_kl": report.output_kl,
+        "top1": report.top1,
         "held_out": report.held_out,
         "rows": report.rows,
     }

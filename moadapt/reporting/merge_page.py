@@ -27,7 +27,7 @@ def write_merge_page(report: Mapping[str, Any], file: Path, *, title: str) -> No
     """
     served = ", ".join(report.get("tasks") or ())
     row = "mixture_merged_per_task" if served else _ROW
-    errors = {**(report.get("sites") or {}), **(report.get("outputs") or {})}
+    errors = {**(report.get("sites") or {}), **(report.get("outputs") or {})}  # of outputs where they are known
     told = {**report, "row": row, "task": served or None, "sites": errors}
     sections = {
         "merges": ("Errors", merges([told])),

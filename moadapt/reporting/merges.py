@@ -22,16 +22,17 @@ def merges(reports: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the section of the merges.
 
     Args:
-        reports: One a merge: `row`, `method`, `task`, `exact`, `sites`, `output_kl`, `held_out`, `rows`.
+        reports: One a merge: `row`, `method`, `task`, `exact`, `sites`, `output_kl`, `top1`, `held_out`, `rows`.
     """
     if not reports:
         return section("merges", "What merging lost", nothing("Nothing has been merged yet."))
     note = (
         "A router may weigh experts anew for each input; a merged model has one fixed set of weights. A site is a "
-        "weight matrix that carries adapters. Its error is the distance between the merged and the routed change of "
-        "that matrix, relative to the routed change: 0 is the same, 1 as far off as no change at all. The output "
-        "divergence says how far the merged model's predictions are from the routed one's (Kullback-Leibler, nats per "
-        "token; 0 is the same)."
+        "weight matrix that carries adapters. Its error is the distance between what the merged and the routed change "
+        "of that matrix give on calibration rows, relative to the latter: 0 is the same, 1 as far off as no change at "
+        "all. The output divergence says how far the merged model's predictions are from the routed one's "
+        "(Kullback-Leibler, nats per token; 0 is the same), and beside it stands how often both find the same token "
+        "the likeliest."
     )
     top = max((error for report in reports for error in _errors(report).values()), default=0.0)
     charts = [_bars(f"merge-{index}", report, top) for index, report in enumerate(reports) if _drawn(report)]
@@ -55,8 +56,9 @@ def _drawn(report: Mapping[str, Any]) -> bool:
 def _table(reports: Sequence[Mapping[str, Any]]) -> Markup:
     texts = [element("th", head, scope="col", class_="text") for head in ("for", "method", "exact")]
     heads = [element("th", head, scope="col") for head in ("mean site error", "worst site error", "output divergence")]
+    heads.append(element("th", "same predictions", scope="col"))
     heads.append(element("th", "calibration rows", scope="col"))
-    last = element("th", "divergence on", scope="col", class_="text")
+    last = element("th", "measured on", scope="col", class_="text")
     return element(
         "table",
         element("thead", element("tr", element("td"), *texts, *heads, last)),
@@ -77,6 +79,7 @@ def _row(report: Mapping[str, Any]) -> Markup:
         element("td", small(fmean(errors)) if errors else small(None)),
         element("td", small(max(errors)) if errors else small(None)),
         element("td", small(report.get("output_kl"))),
+        element("td", MISSING if report.get("top1") is None else f"{report['top1']:.1%}"),
         element("td", count(report.get("rows"))),
         element("td", MISSING if report.get("output_kl") is None else seen, class_="text"),
     )

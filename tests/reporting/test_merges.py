@@ -10,9 +10,9 @@ def report(**more: Any) -> dict[str, Any]:
 
 def test_table_has_mean_and_worst_error_and_divergence() -> None:
     sites = {"layers.0": 0.1, "layers.1": 0.3}
-    page = ParsedPage(merges([report(sites=sites, output_kl=0.0123, held_out=True, rows=48)]))
+    page = ParsedPage(merges([report(sites=sites, output_kl=0.0123, top1=0.875, held_out=True, rows=48)]))
     cells = [cell.words for cell in page.all("td")]
-    assert cells[1:] == ["all tasks", "mean_routing", "no", "0.2", "0.3", "0.012", "48", "held-out"]
+    assert cells[1:] == ["all tasks", "mean_routing", "no", "0.2", "0.3", "0.012", "87.5%", "48", "held-out"]
 
 
 def test_an_exact_merge_has_no_chart() -> None:
