@@ -44,7 +44,8 @@ def make(work: Path, layers: int) -> None:
         """Random numbers, a block of them over and over, begun at a random place."""
         count = torch.Size(shape).numel()
         start = int(torch.randint(len(block) // 2, ()))
-        return block[start:].repeat(-(-count // (len(block) - start)))[:count].view(shape).clone()
+        part = block[start : start + count]
+        return part.repeat(-(-count // len(part)))[:count].view(shape).clone()
 
     samples, shard, size, placed = {}, {}, 0, {}
     named = [(name, tuple(parameter.shape)) for name, parameter in base.named_parameters()]

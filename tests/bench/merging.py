@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lorahub": {},
 }
 PER_TASK = ("mean_routing", "least_squares", "regression", "distillation")
-BATCHES = 24
+BATCHES = 8
 """Of calibration: half of them to merge from, half to measure on."""
 
 
@@ -65,8 +65,8 @@ def demo(seeds: list[int], out: Path, only: list[str]) -> None:
         assert isinstance(module, MixtureModule)
         train_run(MIXTURE, module, data, settings.key(), settings.steps, folder / "runs" / MIXTURE)
         module.mixture.eval()
+        evaluate(module, data, settings.key(), folder / "answers" / "mixture.json")
         key = {**settings.key(), "batches": BATCHES}
-        evaluate(module, data, key, folder / "answers" / "mixture.json")
         rows = [
             {**b.inputs, "labels": b.labels, "task": list(b.task_names)}
             for b in islice(data.train_dataloader(), BATCHES)
