@@ -102,18 +102,25 @@ def load_base(
     return model.eval(), processor
 
 
-def outline(name: str) -> PreTrainedModel:
-    """Build a base without its weights, on the meta device, from its config alone.
+def outline(
+    name: str, *, device: str = "meta", dtype: str = "auto", attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """Build a base from its config alone, on the meta device without weights.
 
     Args:
         name: A registered short name, a folder or a hub name.
+        device: Another one, where the caller sees to it that weights take no memory.
+        dtype: Number type of the weights; `auto` takes the config's own.
+        attn_implementation: One of transformers' attention kernels.
 
     Raises:
         ValueError: transformers found no config of that name.
     """
-    with _loading(name), torch.device("meta"):
+    with _loading(name), torch.device(device):
         config = AutoConfig.from_pretrained(base_folder(name))
-        model: PreTrainedModel = _loader(config).from_config(config)
+        chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+        options = {"dtype": chosen, "attn_implementation": attn_implementation}
+        model: PreTrainedModel = _loader(config).from_config(config, **options)
     model.eval()
     return model
 

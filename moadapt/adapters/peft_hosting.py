@@ -108,7 +108,7 @@ def host(kind: str, options: Mapping[str, Any], sites: Mapping[Site, nn.Module])
         ) from error
     layers: dict[Site, nn.Module] = {}
     for site, stand_in in stand_ins.items():
-        if plain[site].weight.data_ptr() != stand_in.weight.data_ptr():
+        if plain[site].weight.untyped_storage()._cdata != stand_in.weight.untyped_storage()._cdata:
             raise ValueError(
                 f"{kind} with {dict(options)} starts from another weight at {site.path} than the base's, which all "
                 "adapters share; choose a start that leaves it as it is"

@@ -23,14 +23,16 @@ _UNITS = ("B", "KB", "MB", "GB")
 
 
 def inspect(
-    base: str,
+    base: str | None = None,
     placement: str | None = None,
     preset: str | None = None,
     family: str | None = None,
     rank: int | None = None,
+    train: str | None = None,
+    batches: int = 8,
     json: bool = False,
 ) -> None:
-    """Show the towers and sites of a base, and what one adapter costs there; no weights are loaded.
+    """Show the towers and sites of a base, and what one adapter costs there, or a training; no weights are loaded.
 
     Args:
         base: A registered short name, a folder or a hub name.
@@ -39,11 +41,19 @@ def inspect(
         family: Short name of the adapter's family, by default lora, or its fields:
             '{name: bottleneck, width: 32}'.
         rank: Of a family that has one; with a preset, alpha stays twice the rank.
+        train: In the place of all these, a configuration of `moadapt fit`, whose memory is estimated.
+        batches: How many of its first batches are looked at for the largest.
         json: Print everything as JSON.
 
     Raises:
         ValueError: Something is unknown or said twice, or the adapter can sit nowhere on this base.
     """
+    if (base is None) == (train is None):
+        raise ValueError("inspect takes a base, or --train and a configuration; give exactly one of them")
+    if train is not None:
+        _print_memory(train, batches, json)
+        return
+    assert base is not None, "one of them is given"
     if preset is not None and family is not None:
         raise ValueError(f"--preset {preset} and --family {family} both name the adapter's family; give one of them")
     fields_given = {} if family is None or isinstance(parsed := spelled(family), str) else parsed
@@ -65,6 +75,16 @@ def inspect(
     console = Console()
     for part in (_title(base, found), _towers(found), _sites(found.groups), _costs(found), *_unread(found)):
         console.print(part)
+
+
+def _print_memory(train: str, batches: int, json: bool) -> None:
+    from moadapt.cli.memory import MemoryEstimate, memory_table  # which is slow to import
+
+    found = MemoryEstimate(train, batches)
+    if json:
+        print(json_format.dumps(found.memory.as_json(), indent=2))
+    else:
+        Console().print(memory_table(found, _bytes))
 
 
 def _title(name: str, found: Inspection) -> str:

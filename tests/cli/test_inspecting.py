@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoConfig
 
-from moadapt.bases import base_folder, outline
+from moadapt.adapters import LoRA
+from moadapt.bases import base_folder, load_base, outline
 from moadapt.cli import main
+from moadapt.inspection import inspection
+from tests.training import toy
 
 
 @pytest.fixture
@@ -110,3 +114,38 @@ def test_a_base_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.Capture
     assert (
         "cannot be loaded; give a folder, a hub name, or one of those shipped: digit_scenes" in capsys.readouterr().err
     )
+
+
+def test_the_memory_of_a_configured_training_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = toy.write_base(tmp_path / "base")
+    config = {
+        "trainer": {"default_root_dir": str(tmp_path / "run"), "max_steps": 3, "accelerator": "gpu", "devices": 2},
+        "model": {"base": base, "shared": "lora", "dtype": "float32"},
+        "data": {
+            "batch_size": 4,
+            "tasks": {"one": {"class_path": "tests.training.toy.Colour", "init_args": {"root": str(tmp_path / "one")}}},
+        },
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    found = told(capsys, "--train", str(file))
+    trained = inspection(outline(base), LoRA()).memory
+    assert (found["gradients"], found["optimizer"]) == (trained.gradients, trained.optimizer)
+    sizes = load_base(base)[0].state_dict().values()
+    assert found["base"] >= sum(tensor.numel() * tensor.element_size() for tensor in sizes)
+    assert found["total"] > found["base"] + found["adapters"] + found["optimizer"] + found["kept"]
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["inspect", "--train", str(file)]) == 0
+    assert "2 rows of" in capsys.readouterr().out
+    config["model"]["gradient_checkpointing"] = True  # type: ignore[index]
+    file.write_text(yaml.safe_dump(config))
+    assert told(capsys, "--train", str(file))["kept"] < found["kept"]
+
+
+@pytest.mark.parametrize("given", [[], ["digit_scenes", "--train", "x.yaml"]])
+def test_a_base_or_a_training_is_inspected(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *given]) == 2
+    assert "exactly one of them" in capsys.readouterr().err
