@@ -69,6 +69,7 @@ class MixtureModule(TaskModule):
             `moadapt.bases.load_base`; None loads them as they were written.
         balance: How tasks are balanced, by weights of their losses or by what is made of their gradients; None lets
             every token count alike.
+        compile: A backend of `torch.compile`, such as `inductor`, through which the mixture runs; None does not.
 
     Raises:
         ValueError: There are no calibration batches; routers are to be trained alone and there is none, or no saved
@@ -95,13 +96,17 @@ class MixtureModule(TaskModule):
         train: Literal["all", "routers"] = "all",
         quantize: str | None = None,
         balance: Balance | None = None,
+        compile: str | None = None,
     ) -> None:
         super().__init__(base, optimization, dtype, attn_implementation, seed, quantize)
         self.experts, self.shared, self.router, self.placement = experts, shared, router, placement
         self.objectives = _by_name(objectives or ())
         self._judges = {name: o for name, o in self.objectives.items() if isinstance(o, RoutingObjective)}
         self.pass_task = pass_task or (router is not None and router.depends_on == "task")
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.backend = gradient_checkpointing, compile
+        if compile is not None and compile not in torch.compiler.list_backends(exclude_tags=()):
+            known = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"compile is {compile!r}; give a backend of torch.compile, such as {known}")
         self.ranks, self.start_from, self.trains, self.balance = ranks, start_from, train, balance
         if calibration_batches < 1:
             raise ValueError(f"calibration_batches is {calibration_batches}; give at least 1")
@@ -463,6 +468,8 @@ class MixtureModule(TaskModule):
         mixture = Mixture(base, spec)
         if self.gradient_checkpointing:
             mixture.gradient_checkpointing_enable()
+        if self.backend is not None:
+            mixture.compile(backend=self.backend)
         return mixture
 
     def _rebuild(self, spec: MixtureSpec) -> None:
