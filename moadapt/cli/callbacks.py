@@ -24,7 +24,7 @@ def progress_bars() -> list[Callback]:
     return [RunBar()] if sys.stderr.isatty() and sys.stdout.isatty() else []
 
 
-_OF_PARTS = re.compile(r"loss/|routing/.*/")
+_OF_PARTS = re.compile(r"loss/|routing/.*/|gradient/|contribution/|effective_rank/")
 
 
 class ShowScores(Callback):

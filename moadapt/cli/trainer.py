@@ -19,7 +19,7 @@ from moadapt.cli.layers import config_files, layered
 from moadapt.cli.parser_messages import tidied
 from moadapt.cli.short_names import check_keys, resolve, resolve_arguments
 from moadapt.registry import name_files
-from moadapt.training import KeepLast, MixedTasks, MixtureModule, Optimization, SkipBadSteps
+from moadapt.training import KeepLast, LogDeltas, LogGradients, MixedTasks, MixtureModule, Optimization, SkipBadSteps
 from moadapt.training.conflict_log import LogConflicts
 from moadapt.training.kept import LAST, fault, newest
 from moadapt.training.overlap_log import LogOverlaps
@@ -154,7 +154,7 @@ class Interface(LightningCLI):
         if self.subcommand == "fit":
             every, kept = self._get(self.config_init, "conflicts_every"), self._kept_callbacks(root)
             opposed = [LogConflicts(root, every)] if every else []  # first, as its passes are none that others log
-            logs = [*opposed, ShowScores(), LogOverlaps(root), LogRouting(root)]
+            logs = [*opposed, ShowScores(), LogGradients(), LogDeltas(), LogOverlaps(root), LogRouting(root)]
             return [*logs, *kept, SaveMixture(root / "mixture")]
         return [WritePredictions(root)] if self.subcommand == "predict" else []
 

@@ -438,6 +438,10 @@ class MixtureModule(TaskModule):
             *({parameter: torch.arange(len(parameter))} for parameter in balanced),
         ]
 
+    def expert_names(self) -> tuple[str, ...]:
+        """Return the names of the mixture's experts."""
+        return self.mixture.experts
+
     def readings(self) -> dict[str, float]:
         """Return the mean over sites of what the banks tell, such as how far gates are open, and the ranks kept."""
         found: dict[str, list[float]] = {}

@@ -64,6 +64,8 @@ class TaskModule(lightning.LightningModule, ABC):
         self._nominal: Tensor | None = None
         self._tokens: Tensor | None = None
         self._unfreezing: Unfreezing | None = None
+        self.on_gradients: Callable[[], None] | None = None
+        """Called when the gradients of a step are whole, and before they are clipped."""
 
     @abstractmethod
     def build(self, base: PreTrainedModel) -> nn.Module:
@@ -109,6 +111,10 @@ class TaskModule(lightning.LightningModule, ABC):
         Args:
             sums: Of the losses of each task, not weighted, and how many tokens these are, (2, S).
         """
+
+    def expert_names(self) -> tuple[str, ...]:
+        """Return the names of the experts, by the index that `stacks` tells rows by."""
+        return ()
 
     def penalty(self, tokens: Tensor) -> Tensor | None:
         """Return what joins the loss of the last batch besides its answers, over all processes; None where nothing.
@@ -224,9 +230,11 @@ class TaskModule(lightning.LightningModule, ABC):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Leave out what stands still yet, then clip what is left."""
+        """Leave out what stands still yet, show what is left, then clip it."""
         assert self._unfreezing is not None, "optimizers were configured"
         drop_gradients(self._unfreezing.still(self.trainer.global_step, self.trainer.current_epoch))
+        if self.on_gradients is not None:
+            self.on_gradients()
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
