@@ -42,6 +42,8 @@ _PARTS = {
 _MAPS = {"experts": FAMILIES, "tasks": TASKS}
 _LISTS = {"objectives": OBJECTIVES}
 _PLACEMENT = "placement"
+_PLAIN = "optimization"
+"""Holds no parts, though kinds of parameters, such as `shared`, bear the names of some."""
 
 
 def resolve(config: Any) -> Any:
@@ -57,7 +59,9 @@ def resolve(config: Any) -> Any:
         return config
     resolved = {}
     for key, value in config.items():
-        if key in _PARTS and isinstance(value, str | Mapping):
+        if key == _PLAIN:
+            resolved[key] = value
+        elif key in _PARTS and isinstance(value, str | Mapping):
             resolved[key] = _part(str(key), value, _PARTS[key])
         elif key in _PARTS and isinstance(value, int | float) and not isinstance(value, bool):
             registry = _PARTS[key]
