@@ -26,13 +26,16 @@ class AdaptedModule(nn.Module):
         banks: One a family; the one that changes how the module runs comes first.
         site: Where this is.
         context: The mixture's call context, which gives the routing.
+        pools: Whether an input of two axes and as many vectors as rows is one vector a row, as at a classifier.
 
     Raises:
         ValueError: Several banks change how the module runs, or one does where the router waits for what comes out, or
             one that acts on some tokens cannot leave out others.
     """
 
-    def __init__(self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext) -> None:
+    def __init__(
+        self, module: nn.Module, banks: Sequence[Bank], site: Site, context: CallContext, pools: bool = False
+    ) -> None:
         super().__init__()
         running = [f"{bank.family.__name__} of {', '.join(bank.names)}" for bank in banks if bank.runs_module]
         if len(running) > 1:
@@ -58,7 +61,7 @@ class AdaptedModule(nn.Module):
         self._input = next(iter(inspect.signature(module.forward).parameters))
         self.module = module
         self.banks = nn.ModuleList(sorted(banks, key=lambda bank: not bank.runs_module))
-        self._site, self._context = site, context
+        self._site, self._context, self._pools = site, context, pools
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the base's module where its owner reads an attribute, such as `weight`."""
@@ -97,6 +100,9 @@ class AdaptedModule(nn.Module):
             assert call.real is not None, "its tokens were counted"
             found = self._adapted(x.unflatten(0, call.real.shape), call, *args, **kwargs)
             return with_output(found, lambda y: y.flatten(0, 1))
+        if self._pools and x.ndim == 2 and len(x) == call.num_rows:
+            found = self._adapted(x.unsqueeze(1), call, *args, **kwargs)
+            return with_output(found, lambda y: y.squeeze(1))
         return self._adapted(x, call, *args, **kwargs)
 
     def _flattened(self, x: Tensor, call: Call) -> bool:

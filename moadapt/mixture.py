@@ -476,7 +476,9 @@ class Mixture(nn.Module):
         """Build the banks, and a wrapper for the module of each site; modules within others come first."""
         modules = {site: self.base.get_submodule(site.path) for site in self.sites}
         banks = build_banks(self.sites, modules)
-        wrappers = {s.path: AdaptedModule(modules[s], banks[s], s, self.context) for s in self.sites}
+        alone = len(self.anatomy.towers) == 1  # else an input outside of blocks may be the patches of all images
+        pools = {s for s in self.sites if alone and s.layer is None and s.form == "linear"}
+        wrappers = {s.path: AdaptedModule(modules[s], banks[s], s, self.context, s in pools) for s in self.sites}
         return dict(sorted(wrappers.items(), key=lambda item: -item[0].count(".")))
 
     def _install(self) -> None:

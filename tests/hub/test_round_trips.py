@@ -42,6 +42,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv2d": ("llava", {"target_modules": ["patch_embedding", "q_proj"], "r": 3, "lora_alpha": 5}),
     "whole_head": ("llama", {"target_modules": SELF, "modules_to_save": ["lm_head"], "lora_alpha": 5}),
     "whole_embedding": ("llama", {"target_modules": SELF, "modules_to_save": ["embed_tokens"]}),
+    "text_classes": ("bert", {"target_modules": ["query", "value"], "task_type": "SEQ_CLS", "lora_alpha": 3}),
+    "image_classes": ("vit", {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}),
     "biases": ("gpt2", {"target_modules": ["c_attn"], "bias": "lora_only", "lora_alpha": 3}),
     "gaussian": ("llama", {"target_modules": SELF, "init_lora_weights": "gaussian"}),
     "pissa": ("llama", {"target_modules": SELF, "init_lora_weights": "pissa", "r": 4, "lora_alpha": 6}),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moadapt import compose
 from moadapt_routers import ByTask, Constant
-from tests.hub.trained import by_peft, outputs, saved
+from tests.hub.trained import BASES, by_peft, outputs, saved
 from tests.models import llava_batch, prompt_of, rows_of, tiny_llama, tiny_llava, uneven_images
 
 WORDS = {"input_ids": torch.arange(5, 23).reshape(2, 9)}
@@ -70,3 +70,17 @@ def test_adapters_for_different_targets_stand_beside_each_other(tmp_path: Path) 
     for row, name in enumerate(["linear", "names", "regex"]):
         alone = by_peft(folders[name], tiny_llava(), rows_of(batch, row))
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "targets"), [("bert", ["query", "pooler.dense"]), ("vit", ["q_proj"])])
+def test_rows_of_one_batch_get_the_classifiers_of_their_tasks(name: str, targets: list[str], tmp_path: Path) -> None:
+    make, batch = BASES[name][0], BASES[name][1]()
+    options = {"target_modules": targets, "modules_to_save": ["classifier"]}
+    whole = saved(tmp_path / "whole", make(), r=2, **options)
+    plain = saved(tmp_path / "plain", make(), r=3, target_modules=targets)
+    expected = {"whole": by_peft(whole, make(), batch), "plain": by_peft(plain, make(), batch)}
+    mixture = compose(make(), {"whole": whole, "plain": plain}, router=ByTask()).eval()
+    for tasks in (["whole", "plain"], ["plain", "whole"]):
+        found = outputs(mixture, batch, task=tasks)
+        for row, task in enumerate(tasks):
+            torch.testing.assert_close(found[row], expected[task][row], rtol=1e-5, atol=1e-5)

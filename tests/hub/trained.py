@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from tests.core.zoo import batch_of, build
 from tests.models import llava_batch, tiny_llama, tiny_llava
 
 
@@ -29,6 +30,8 @@ BASES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[], dict[str, Ten
     "llama": (tiny_llama, _text),
     "llava": (tiny_llava, llava_batch),
     "gpt2": (gpt2, _text),
+    "bert": (lambda: build("bert"), lambda: batch_of("bert")),
+    "vit": (lambda: build("vit"), lambda: batch_of("vit")),
 }
 
 
