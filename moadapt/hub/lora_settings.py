@@ -24,13 +24,14 @@ _REFUSED = {
     "kasa_config": "it scales its ranks by singular values of the base (KaSA)",
     "monteclora_config": "it draws its factors at random (MonteCLoRA)",
     "velora_config": "it projects what it keeps for the backward pass (VeLoRA)",
+    "ensure_weight_tying": "it changes tied weights together, and here each module has its own change",
     "layer_replication": "its base has layers twice, which this one has not",
     "megatron_config": "it belongs to layers of Megatron, which no transformers model has",
     "target_parameters": "it changes stacked parameters of mixture-of-experts blocks, which are not read yet",
     "trainable_token_indices": "it replaces single rows of the token embedding, which are not read yet",
 }
 _UNUSED = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config",
     "inference_mode", "loftq_config", "lora_ga_config", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip

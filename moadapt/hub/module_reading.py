@@ -43,9 +43,11 @@ class Here:
         if settings.saves(own.path, own.written):
             return change_of_whole(self._site(), self.module, own)
         if own.has("base.bias") and not own.has("weight") and settings.biases != "none":
-            site = self._site()
-            if site.form == "linear":
-                return with_bias(nothing_at(site), self.module, own)
+            if self.site is None or self.site.form != "linear":
+                raise ValueError(
+                    f"the bias of a {type(self.module).__name__} was trained; those of linear layers are taken"
+                )
+            return with_bias(nothing_at(self.site), self.module, own)
         check_copy(self.module, own)
         return None
 

@@ -294,6 +294,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "vera": ({"peft_type": "VERA"}, "files of peft's VERA are not read yet"),
     "alora": ({"alora_invocation_tokens": [1, 2]}, "aLoRA"),
     "replication": ({"layer_replication": [[0, 2]]}, "its base has layers twice"),
+    "tied": ({"ensure_weight_tying": True}, "changes tied weights together"),
     "experts": ({"target_parameters": ["experts.down_proj"]}, "stacked parameters"),
     "rows": ({"trainable_token_indices": [1]}, "single rows of the token embedding"),
 }
@@ -305,6 +306,13 @@ def test_configurations_are_refused_with_the_reason(name: str, folder: Path) -> 
     change_config(folder, **values)
     with pytest.raises(ValueError, match=message):
         compose(tiny_llama(), {"it": folder}, router=ByTask())
+
+
+def test_a_trained_bias_of_a_norm_is_refused(tmp_path: Path) -> None:
+    make = BASES["gpt2"][0]
+    folder = saved(tmp_path / "it", make(), target_modules=["c_attn"], bias="all")
+    with pytest.raises(ValueError, match="the bias of a LayerNorm was trained; those of linear layers are taken"):
+        compose(make(), {"it": folder}, router=ByTask())
 
 
 def test_unknown_settings_and_another_name_of_the_base_are_noted(folder: Path) -> None:
