@@ -1,20 +1,15 @@
-"""What a LoRA's configuration in peft's form says, of what counts when it is used.
-
-Names of modules are patterns in it, some of them regular expressions of a stranger, so that each is matched under a
-time limit.
-"""
+"""What a LoRA's configuration in peft's form says, of what counts when it is used."""
 
 import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-import regex
 from peft import LoraConfig
 
-_SECONDS = 0.2
-"""Of the processor, for all patterns of an adapter together; honest ones take thousandths of it."""
+from moadapt.hub.config_values import ConfigValues
+from moadapt.hub.patterns import Patterns
+
 _PLAIN_STARTS = {True, None, "gaussian", "orthogonal", "eva", "mica", False}
 _REFUSED = {
     "alora_invocation_tokens": "it acts only behind a sequence of tokens that invokes it (aLoRA)",
@@ -36,41 +31,6 @@ _UNUSED = {
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 Start = Literal["plain", "pissa", "olora", "unknown"]
-
-
-@dataclass
-class Patterns:
-    """Matches names by patterns of a stranger, all of them together in a limited time.
-
-    Args:
-        left: Seconds left.
-    """
-
-    left: float = _SECONDS
-
-    def match(self, pattern: str, name: str) -> bool:
-        """Tell whether a whole name matches a regular expression.
-
-        Raises:
-            ValueError: The expression is none, or takes too long.
-        """
-        began = time.process_time()
-        try:
-            if self.left <= 0:
-                raise TimeoutError
-            found = regex.fullmatch(pattern, name, timeout=self.left)
-        except (regex.error, RecursionError) as error:
-            raise ValueError(f"its pattern {pattern[:80]!r} is no regular expression: {error}") from error
-        except TimeoutError as error:
-            self.left = 0
-            raise ValueError(f"its pattern {pattern[:80]!r} takes too long to match, as no honest one does") from error
-        self.left -= time.process_time() - began
-        return found is not None
-
-    def find(self, patterns: Iterable[str], paths: Iterable[str]) -> str | None:
-        """Return the first pattern that matches a path or its last names, as peft looks up ranks; None without any."""
-        known = tuple(paths)
-        return next((p for p in patterns for path in known if p == path or self.match(rf"(.*\.)?({p})", path)), None)
 
 
 @dataclass(frozen=True)
@@ -172,7 +132,7 @@ def settings_of(config: Mapping[str, Any]) -> LoRASettings:
     Raises:
         ValueError: A value is missing, or of another type or size than it can have.
     """
-    given = _Given(config)
+    given = ConfigValues(config)
     start = config.get("init_lora_weights", True)
     known = {option.name for option in fields(LoraConfig)} | _UNUSED
     unknown = sorted(set(config) - known)
@@ -180,9 +140,9 @@ def settings_of(config: Mapping[str, Any]) -> LoRASettings:
         rank=given.count("r"),
         alpha=given.number("lora_alpha"),
         rank_stabilized=given.flag("use_rslora"),
-        ranks={name: given.a_count(f"rank_pattern[{name!r}]", v) for name, v in given.mapping("rank_pattern").items()},
+        ranks={name: given.as_count(f"rank_pattern[{name!r}]", v) for name, v in given.mapping("rank_pattern").items()},
         alphas={
-            name: given.a_number(f"alpha_pattern[{name!r}]", v) for name, v in given.mapping("alpha_pattern").items()
+            name: given.as_number(f"alpha_pattern[{name!r}]", v) for name, v in given.mapping("alpha_pattern").items()
         },
         dropout=given.share("lora_dropout"),
         targets=given.names("target_modules", pattern=True) or None,
@@ -208,62 +168,3 @@ def _start(given: Any) -> Start:
 
 def _listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
-
-
-class _Given:
-    """A configuration whose values are checked when they are asked for.
-
-    Args:
-        config: What the file says.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-
-    def count(self, name: str) -> int:
-        return self.a_count(name, self._config.get(name, 8))
-
-    def number(self, name: str) -> float:
-        return self.a_number(name, self._config.get(name, 8))
-
-    def flag(self, name: str) -> bool:
-        value = self._config.get(name, False)
-        return bool(self._checked(name, value, value is None or isinstance(value, bool), "true or false"))
-
-    def share(self, name: str) -> float:
-        value = self.a_number(name, self._config.get(name) or 0.0)
-        return float(self._checked(name, value, 0 <= value <= 1, "a share between 0 and 1"))
-
-    def choice(self, name: str, known: tuple[str, ...]) -> str:
-        value = self._config.get(name, known[0])
-        return str(self._checked(name, value, value in known, f"one of {', '.join(known)}"))
-
-    def mapping(self, name: str) -> dict[str, Any]:
-        value = self._config.get(name) or {}
-        return dict(self._checked(name, value, isinstance(value, dict), "a mapping from names"))
-
-    def names(self, name: str, *, pattern: bool = False) -> str | tuple[str, ...]:
-        value = self._config.get(name) or ()
-        if isinstance(value, str):
-            return value if pattern else (value,)
-        right = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-        return tuple(self._checked(name, value, right, "a list of names"))
-
-    def indices(self, name: str) -> tuple[int, ...] | None:
-        value = self._config.get(name)
-        if value is None or value == []:
-            return None
-        found = value if isinstance(value, list) else [value]
-        return tuple(self._checked(name, found, all(type(each) is int for each in found), "a list of indices"))
-
-    def a_count(self, name: str, value: Any) -> int:
-        return int(self._checked(name, value, type(value) is int and 0 < value < 2**20, "a whole number above 0"))
-
-    def a_number(self, name: str, value: Any) -> float:
-        right = type(value) in (int, float) and abs(value) < 1e9
-        return float(self._checked(name, value, right, "a finite number"))
-
-    def _checked(self, name: str, value: Any, right: bool, wanted: str) -> Any:
-        if not right:
-            raise ValueError(f"adapter_config.json has {name}={str(value)[:80]}; it must be {wanted}")
-        return value
