@@ -118,7 +118,7 @@ def _answering(
         return model
 
     per_task = {task: merged("mixture_merged_per_task", "task", task=task) for task in data.tasks}
-    everything = merged("mixture_merged", "mean_routing")
+    everything = merged("mixture_merged", "regression")
     answering: dict[str, TaskModule] = {
         "base": PlainModule(dict.fromkeys(data.tasks, base)),
         **modules,
