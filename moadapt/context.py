@@ -278,7 +278,7 @@ class CallContext:
             outputs: What each expert would add, (B, T, E, F), likewise.
 
         Raises:
-            ValueError: The routing's rows or tokens are not those of the site.
+            ValueError: The routing's rows or tokens are not those of the site, or the site runs before its router.
         """
         place = self._place_of.get(site.path)
         if place is None:
@@ -289,7 +289,11 @@ class CallContext:
         elif place.name in call.routings:
             routing = call.routings[place.name]
         else:
-            raise RuntimeError(f"{site.path} was reached before the router at {place.name} could decide")
+            raise ValueError(
+                f"{site.path} runs before the router at {place.name} decides, which reads what enters "
+                f"{place.hook or place.fallback}; pass input_ids, not encoder_outputs, to an encoder-decoder; else use a "
+                'router by task, constant weights or per="site", or leave experts out there'
+            )
         return reach(call, site, place.name, routing, x, by_sequence=self._by_sequence)
 
     def tell(self, site: Site, x: Tensor, routing: Routing | None) -> None:

@@ -112,3 +112,13 @@ def test_encoder_outputs_must_come_with_what_tells_the_prompt() -> None:
         states = case.of.model.get_encoder()(case.prompts["input_ids"], case.prompts["attention_mask"])
     with pytest.raises(ValueError, match="encoder_outputs alone do not tell"):
         mixture(encoder_outputs=states, decoder_input_ids=case.prompts["decoder_input_ids"])
+
+
+@pytest.mark.parametrize("router", ["model", "tower"])
+def test_an_encoder_that_does_not_run_leaves_its_routers_nothing_to_read(router: str) -> None:
+    case, mixture = routed("t5", ROUTERS[router])
+    with torch.no_grad(), mixture.disabled():
+        states = case.of.model.get_encoder()(case.prompts["input_ids"], case.prompts["attention_mask"])
+    given = {"attention_mask": case.prompts["attention_mask"], "encoder_outputs": states}
+    with pytest.raises(ValueError, match="pass input_ids, not encoder_outputs"):
+        mixture(**given, decoder_input_ids=case.prompts["decoder_input_ids"])
