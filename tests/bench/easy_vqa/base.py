@@ -1,9 +1,10 @@
 """The base of the easy-VQA measurement: a small LLaVA that names colour, shape and place of what an image shows.
 
 It meets no question, no caption and no text of a box. Prompts ask for some of three things, `list color place`, and the
-place is the upper left corner and the size of the shape, in thousandths; one row in six repeats bare words, so that no
-embedding stays untrained. Beside the texts, heads that are thrown away learn colour, shape and edges from each patch of
-the shape. Pictures are those of the training split, mirrored and moved to anywhere that holds their shape.
+place is the upper left corner and the size of the shape, in thousandths; of another colour or shape than the prompt may
+name there is `nothing` to list. One row in six repeats bare words, so that no embedding stays untrained. Beside the
+texts, heads that are thrown away learn colour, shape and edges from each patch of the shape. Pictures are those of the
+training split, mirrored and moved to anywhere that holds their shape.
 """
 
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from tests.bench.easy_vqa.files import COLORS, SHAPES, SIDE, Facts, picture_of, 
 WORDS = (*COLORS, *SHAPES, "contain", "present", "shape", "image", "color", "describe", "picture", "is", "no", "yes")
 STEPS, BATCH, RATE, WIDTH = 2000, 32, 2e-3, 96
 _ACROSS = SIDE // PATCH
+_CHOICES = {"color": COLORS, "shape": SHAPES}
+_FILLERS = ("image", "picture", "shape", "present", "in the image", "a", "the")
 
 
 def listing(facts: Facts, rng: np.random.Generator) -> tuple[str, str]:
@@ -45,7 +48,23 @@ def listing(facts: Facts, rng: np.random.Generator) -> tuple[str, str]:
     }
     known = [name for name, value in told.items() if value]
     asked = rng.permutation(known)[: rng.integers(1, len(known) + 1)]
-    return f"list {' '.join(asked)}", " ".join(told[str(name)] for name in asked)
+    answer = " ".join(told[str(name)] for name in asked)
+    named = [name for name in ("color", "shape") if facts[name]]
+    if not named or rng.random() < 0.3:
+        return f"list {' '.join(asked)}", answer
+    of = rng.permutation(named)[: rng.integers(1, len(named) + 1)]
+    words = [facts[name] if rng.random() < 0.6 else str(rng.choice(_CHOICES[name])) for name in of]
+    there = all(word == facts[name] for name, word in zip(of, words, strict=True))
+    return _said(f"of {' '.join(words)}", f"list {' '.join(asked)}", rng), answer if there else "nothing"
+
+
+def _said(of: str, what: str, rng: np.random.Generator) -> str:
+    """Put what to list before or behind of what, with bare words about them, so that no place in the prompt counts."""
+    parts = [of, what] if rng.random() < 0.5 else [what, of]
+    for place in (2, 1, 0):
+        if rng.random() < 0.3:
+            parts.insert(place, str(rng.choice(_FILLERS)))
+    return " ".join(parts)
 
 
 def moved(pixels: NDArray[np.uint8], facts: Facts, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Facts]:

@@ -18,14 +18,14 @@ from moadapt.adapters import LoRA
 from moadapt.demo.evaluation import evaluate
 from moadapt.demo.training import train_run, write_json
 from moadapt.registry import ROUTERS
-from moadapt.sampling import Uniform
+from moadapt.sampling import Temperature
 from moadapt.specs import bind
 from moadapt.task import BadExample, Example, Task
 from moadapt.training import MixedTasks, MixtureModule, Optimization
 from moadapt_tasks.metrics.exact_match import ExactMatch
 from tests.bench.easy_vqa.files import tasks
 
-STEPS, RANK, SHARED_RANK = 600, 8, 4
+STEPS, RANK, SHARED_RANK = 1500, 16, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,14 @@ class Shuffled(Task):
 
 
 def rows_of(base: Path, given: dict[str, Task], seed: int) -> MixedTasks:
-    """Return the rows of some tasks, evenly mixed.
+    """Return the rows of some tasks, larger ones more often, but less so than they are larger.
 
     Args:
         base: Folder of the base.
         given: Tasks by name.
         seed: Of their order.
     """
-    data = MixedTasks(str(base), given, None, batch_size=32, eval_batch_size=128, sampling=Uniform(), seed=seed)
+    data = MixedTasks(str(base), given, None, batch_size=32, eval_batch_size=128, sampling=Temperature(), seed=seed)
     data.setup("fit")
     data.setup("predict")
     return data
@@ -89,7 +89,7 @@ def mixture_module(base: Path, seed: int) -> MixtureModule:
         router=bind(ROUTERS.get("softmax"), {}),
         dtype="float32",
         attn_implementation="eager",  # the fastest on a CPU at these lengths
-        optimization=Optimization(learning_rate=1e-2, router_learning_rate=5e-3, warmup=0.05),
+        optimization=Optimization(learning_rate=3e-3, router_learning_rate=3e-3, warmup=0.05),
         seed=seed,
     )
 
