@@ -291,8 +291,8 @@ class CallContext:
         else:
             raise ValueError(
                 f"{site.path} runs before the router at {place.name} decides, which reads what enters "
-                f"{place.hook or place.fallback}; pass input_ids, not encoder_outputs, to an encoder-decoder; else use a "
-                'router by task, constant weights or per="site", or leave experts out there'
+                f"{place.hook or place.fallback}; pass input_ids, not encoder_outputs, to an encoder-decoder; else use "
+                'a router by task, constant weights or per="site", or leave experts out there'
             )
         return reach(call, site, place.name, routing, x, by_sequence=self._by_sequence)
 

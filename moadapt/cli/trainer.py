@@ -29,6 +29,13 @@ from moadapt.whole_files import write_whole
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _MODE = "short_names"
+_FREE = ("data.num_workers", "data.eval_batch_size", "model.gradient_checkpointing", "model.compile")
+"""Settings of model and data that change how a run computes, but not what it trains."""
+_TRAINS = tuple(
+    f"trainer.{name}"
+    for name in ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+)
+"""Settings of the trainer that change what a run trains."""
 _LINKED = {"model": ("seed",), "data": ("base", "seed")}
 
 
@@ -173,15 +180,15 @@ class Interface(LightningCLI):
         given["weights_only"] = True
 
     def _refuse_other_settings(self, last: Path) -> None:
-        """Refuse to go on with a run that was started with another model, data or seed."""
+        """Refuse to go on with a run that was started with other settings, if they change what is trained."""
         stored = last.with_name(_SaveConfig.file)
         before = yaml.safe_load(stored.read_text()) if stored.is_file() else {}
         now = yaml.safe_load(written(self._parser("fit"), self.config["fit"]))
         changed = [
             f"{key} was {old!r} and is {new!r}"
-            for section in ("seed_everything", "model", "data")
+            for section in ("seed_everything", "model", "data", "trainer")
             for key, old, new in _differences(section, before.get(section), now.get(section))
-            if section in before and key != "data.num_workers"
+            if section in before and (key in _TRAINS if section == "trainer" else key not in _FREE)
         ]
         if changed:
             raise ValueError(

@@ -48,9 +48,14 @@ class KeepLast(Callback):
         folder: Where to write it; one that all machines share.
         every_n_steps: Steps between two writes.
         keep: How many checkpoints are kept, see `Kept`.
+
+    Raises:
+        ValueError: A number is below 1.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 200, keep: int = 2) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"a checkpoint is to be written every {every_n_steps} steps; give at least 1")
         self.every_n_steps, self._kept = every_n_steps, Kept(Path(folder), keep)
         self._asked = 0
         self._listening = self._in_validation = False

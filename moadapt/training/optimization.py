@@ -60,8 +60,11 @@ class Optimization:
                 f"before it, as in vision/shared; routers have router_learning_rate"
             )
         alone = [rate for rate in (self.learning_rate, self.router_learning_rate) if rate is not None]
-        if min([*alone, *by_tower.values(), *by_kind.values(), 1]) <= 0 or min(self.weight_decay, self.warmup) < 0:
+        rates, others = [*alone, *by_tower.values(), *by_kind.values()], [self.weight_decay, self.warmup]
+        if not all(map(math.isfinite, [*rates, *others])) or min([*rates, 1]) <= 0 or min(others) < 0:
             raise ValueError(f"{self} is out of range; learning rates are above 0, weight_decay and warmup at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; give two numbers from 0 to below 1")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule is {self.schedule!r}; give cosine or constant")
         if self.expert_mean not in ("batch", "use"):

@@ -6,6 +6,7 @@ the task. When all tasks have stopped, the run ends.
 """
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -79,12 +80,12 @@ class StopTasks(Callback):
             trainer.should_stop = True
 
     def _judge(self, name: str, score: float, trainer: Trainer) -> None:
-        if name not in self.best or score > self.best[name] + self.min_delta:
+        if not math.isnan(score) and score > self.best.get(name, -math.inf) + self.min_delta:
             self.best[name], self.waited[name] = score, 0
             return
-        self.waited[name] += 1
+        self.waited[name] = self.waited.get(name, 0) + 1
         if self.waited[name] >= self.patience:
             self.stopped[name] = trainer.global_step
             if trainer.is_global_zero:
                 told = "task %s has stopped at step %d: no score above %.4g in %d validations"
-                _LOG.warning(told, name, trainer.global_step, self.best[name], self.waited[name])
+                _LOG.warning(told, name, trainer.global_step, self.best.get(name, -math.inf), self.waited[name])

@@ -84,6 +84,11 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     told = capsys.readouterr().err
     assert "model.router.init_args.temperature was 1.0 and is 2.0" in told
     assert "--resume false" in told
+    assert moadapt("fit", "--trainer.accumulate_grad_batches", "2") == 2
+    assert "trainer.accumulate_grad_batches was 1 and is 2" in capsys.readouterr().err
+    assert moadapt("fit", "--model.gradient_checkpointing", "true", "--data.eval_batch_size", "1") == 0
+    assert moadapt("fit", "--keep_every", "0", "--trainer.max_steps", "6") == 2
+    assert "every 0 steps; give at least 1" in capsys.readouterr().err
     assert moadapt("fit", "--model.router.temperature", "2", "--resume", "false", "--trainer.max_steps", "1") == 0
     assert torch.load(last, weights_only=True)["global_step"] == 1
 

@@ -72,6 +72,19 @@ def test_a_broken_one_is_known_by_its_bytes(tmp_path: Path, spoil: str, caplog: 
     assert steps(tmp_path) == {"last.ckpt": 3, "last-1.ckpt": 1}
 
 
+def test_whatever_byte_is_damaged_a_checkpoint_is_the_same_or_at_fault(tmp_path: Path) -> None:
+    whole, file = tmp_path / "whole.ckpt", tmp_path / "last.ckpt"
+    torch.save({**checkpoint(3), "state_dict": {"a": torch.arange(4.0)}}, whole)
+    content, expected = whole.read_bytes(), read_checkpoint(whole)["state_dict"]["a"]
+    found = []
+    for place in range(0, len(content), 3):
+        file.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
+        found.append(fault(file))
+        if found[-1] is None:
+            assert torch.equal(read_checkpoint(file)["state_dict"]["a"], expected)
+    assert sum(each is not None for each in found) > len(found) / 4
+
+
 @pytest.mark.parametrize("content", [{"weights": torch.ones(2)}, [1, 2], {**checkpoint(1), "code": print}])
 def test_what_is_no_checkpoint_is_none(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "last.ckpt")

@@ -119,13 +119,19 @@ def test_a_constant_schedule_stays_also_without_an_end() -> None:
         {"kind_learning_rates": {"vision/router": 1e-4}},
         {"kind_learning_rates": {"shared": 0.0}},
         {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"warmup": float("nan")},
+        {"weight_decay": float("nan")},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
         {"router_learning_rate": 0.0},
         {"weight_decay": -1},
         {"schedule": "step"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"towers are vision|kinds are shared|above 0|cosine or constant"):
+    with pytest.raises(ValueError, match=r"towers are vision|kinds are shared|above 0|cosine or constant|betas are"):
         Optimization(**wrong)  # type: ignore[arg-type]
 
 

@@ -1,5 +1,6 @@
 """Tasks that stop early: their experts stand still, all else goes on, and a resumed run knows."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,17 @@ def test_a_run_stopped_anywhere_ends_as_the_undisturbed_one(tmp_path: Path, base
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="need at least 1, and 0"):
         StopTasks(**wrong)
+
+
+def test_a_score_that_is_no_number_is_no_improvement_and_no_best() -> None:
+    class Asked:
+        global_step, is_global_zero = 5, True
+
+    stop, asked = StopTasks(patience=3), Asked()
+    for score in (math.nan, 0.5, math.nan, 0.9):
+        stop._judge("a", score, asked)  # type: ignore[arg-type]
+    assert stop.best == {"a": 0.9}
+    assert stop.waited == {"a": 0}
+    for _ in range(3):
+        stop._judge("a", math.nan, asked)  # type: ignore[arg-type]
+    assert stop.stopped == {"a": 5}
