@@ -7,6 +7,7 @@ first validation stands in its place, so that the gap is the part of the loss th
 Shares are equal until the first validation, and every task keeps part of an equal share, so that none is forgotten.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Literal
 
 from moadapt.registry import SAMPLERS
 from moadapt.sampling.sampler import Known, Sampler
+
+_LOG = logging.getLogger(__name__)
 
 
 @SAMPLERS.register("dynamic")
@@ -25,7 +28,7 @@ class Dynamic(Sampler):
         by: `loss`, which every validation then measures beside its scores, or the task's primary `score`.
         goals: Loss or score of each task to compare with, above 0, such as what it reaches alone; by default a loss is
             compared with that of the first validation, and a score with 1.
-        power: What gaps are raised to, from 0, where shares are equal.
+        power: What gaps are raised to, from 0, where shares are equal, to `.inf`, where the largest gap gets all.
         floor: Part of an equal share that every task keeps, from 0 to 1.
 
     Raises:
@@ -41,9 +44,9 @@ class Dynamic(Sampler):
         """Check the settings."""
         if self.by not in ("loss", "score"):
             raise ValueError(f"by is {self.by!r}; give loss or score")
-        low = {name: goal for name, goal in (self.goals or {}).items() if not goal > 0}
-        if low:
-            raise ValueError(f"goals are {low}; give losses or scores above 0")
+        wrong = {name: goal for name, goal in (self.goals or {}).items() if not 0 < goal < math.inf}
+        if wrong:
+            raise ValueError(f"goals are {wrong}; give finite losses or scores above 0")
         if not self.power >= 0 or not 0 <= self.floor <= 1:
             raise ValueError(f"power is {self.power} and floor {self.floor}; give a power from 0, a floor from 0 to 1")
 
@@ -53,24 +56,30 @@ class Dynamic(Sampler):
         return self.by
 
     def shares(self, sizes: Mapping[str, int], step: int, known: Known) -> Mapping[str, float]:
-        """Return the gaps' powers, mixed with equal shares; a task that no validation showed gets the mean gap."""
-        gaps = {name: self._gap(name, value, known) ** self.power for name, value in known.get("last", {}).items()}
-        mean = sum(gaps.values()) / len(gaps) if gaps else 0.0
-        if not mean:
-            return dict.fromkeys(sizes, 1.0)
-        return {name: self.floor + (1 - self.floor) * gaps.get(name, mean) / mean for name in sizes}
-
-    def follow(self, known: Known, found: Mapping[str, float]) -> Known:
-        """Remember every task's first and last number.
+        """Return the gaps' powers, mixed with equal shares; a task that no validation showed gets the mean of them.
 
         Raises:
-            ValueError: One is not finite.
+            ValueError: A goal is of no task.
         """
+        strange = sorted(set(self.goals or {}) - set(sizes))
+        if strange:
+            raise ValueError(f"goals are given for {strange}, which are no tasks; the tasks are {list(sizes)}")
+        gaps = {name: self._gap(name, value, known) for name, value in known.get("last", {}).items()}
+        largest = max(gaps.values(), default=0.0)
+        if not largest:
+            return dict.fromkeys(sizes, 1.0)
+        powers = {name: (gap / largest) ** self.power for name, gap in gaps.items()}  # to 1, so that none overflows
+        mean = sum(powers.values()) / len(powers)
+        return {name: self.floor + (1 - self.floor) * powers.get(name, mean) / mean for name in sizes}
+
+    def follow(self, known: Known, found: Mapping[str, float]) -> Known:
+        """Remember every task's first and last finite number; what is none is told in a warning."""
         wild = {name: value for name, value in found.items() if not math.isfinite(value)}
         if wild:
-            raise ValueError(f"the validation found {wild} for the {self.by}, which no share can follow; see the log")
+            _LOG.warning("the validation found %s for the %s; shares follow what was found before it", wild, self.by)
+        finite = {name: value for name, value in found.items() if name not in wild}
         first, last = known.get("first", {}), known.get("last", {})
-        return {"first": {**found, **first}, "last": {**last, **found}}
+        return {"first": {**finite, **first}, "last": {**last, **finite}}
 
     def _gap(self, name: str, value: float, known: Known) -> float:
         goal = (self.goals or {}).get(name)

@@ -130,9 +130,14 @@ class MixedTasks(lightning.LightningDataModule):
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            ValueError: A file is missing, a task has no rows, or entries cannot be used and `on_bad_example` is
-                `raise`.
+            ValueError: A file is missing, a task has no rows, entries cannot be used and `on_bad_example` is `raise`,
+                or the sampler follows validations and the training has none.
         """
+        if stage == "fit" and self.sampler.reads and self.trainer is not None and not self.trainer.limit_val_batches:
+            raise ValueError(
+                f"{type(self.sampler).__name__} follows validations, and limit_val_batches is 0, so there are none; "
+                "give another, or another sampler"
+            )
         if self.dataset is not None and not self.tasks:
             self.tasks = self.dataset.prepare()
         splits = [split for split in _STAGES[stage] if split not in self._rows]

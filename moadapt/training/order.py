@@ -88,7 +88,7 @@ class MixedOrder:
         budget: Limits the tokens of a step; None takes `batch_size` rows.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or the sampler refuses the tasks.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class MixedOrder:
         self.one_task, self.budget = one_task, budget
         self._starts = list(accumulate(self.sizes.values(), initial=0))
         self._passes: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        self._shares(self.start)  # whatever it refuses is refused before anything is trained
 
     @cached_property
     def steps(self) -> int:

@@ -61,9 +61,20 @@ def test_a_task_that_no_validation_showed_gets_the_mean_gap_and_one_left_out_kee
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_cannot_be_followed(value: float) -> None:
-    with pytest.raises(ValueError, match=r"the validation found \{'b': (nan|inf)\} for the loss"):
-        Dynamic().follow({}, {"a": 1.0, "b": value})
+def test_a_task_keeps_its_number_where_a_validation_finds_none(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    sampler = Dynamic(floor=0.0)
+    known = sampler.follow(sampler.follow({}, {"a": 4.0, "b": 2.0}), {"a": 1.0, "b": 1.5})
+    assert sampler.follow(known, {"a": 0.5, "b": value}) == {**known, "last": {"a": 0.5, "b": 1.5}}
+    assert f"the validation found {{'b': {value}}} for the loss" in caplog.text
+    assert sampler.follow(sampler.follow({}, {"b": value}), {"b": 3.0}) == {"first": {"b": 3.0}, "last": {"b": 3.0}}
+
+
+@pytest.mark.parametrize("power", [1e3, 1e300, float("inf")])
+@pytest.mark.parametrize("gap", [1e-9, 1e9])
+def test_the_largest_gap_gets_all_at_any_large_power(power: float, gap: float) -> None:
+    known = {"first": {"a": 1.0, "b": 1.0}, "last": {"a": gap, "b": gap / 4}}
+    assert normalised(Dynamic(floor=0.0, power=power), 0, known) == pytest.approx({"a": 1.0, "b": 0.0})
+    assert normalised(Dynamic(floor=0.5, power=power), 0, known) == pytest.approx({"a": 0.75, "b": 0.25})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,8 @@ def test_what_is_no_number_cannot_be_followed(value: float) -> None:
         (Annealed, {"end": -1.0}, "end is -1.0; give at least 1"),
         (Annealed, {"steps": 0}, "steps is 0; give at least 1"),
         (Capped, {"cap": 0}, "cap is 0; give at least 1"),
-        (Dynamic, {"goals": {"a": 0.0, "b": 1.0}}, r"goals are \{'a': 0.0\}; give losses or scores above 0"),
+        (Dynamic, {"goals": {"a": 0.0, "b": 1.0}}, r"goals are \{'a': 0.0\}; give finite losses or scores"),
+        (Dynamic, {"goals": {"a": float("inf")}}, r"goals are \{'a': inf\}; give finite losses or scores"),
         (Dynamic, {"power": -1.0}, "power is -1.0 and floor 0.2; give a power from 0"),
         (Dynamic, {"floor": 1.5}, "power is 1.0 and floor 1.5; give a power from 0, a floor from 0 to 1"),
         (Dynamic, {"by": "luck"}, "by is 'luck'; give loss or score"),

@@ -85,5 +85,11 @@ def test_a_validation_outside_of_training_is_not_followed(tmp_path: Path, base: 
     data = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5, sampling=Dynamic())
     scores = trainer(tmp_path).validate(module, datamodule=data, verbose=False)
     assert not any(name.startswith("validation_loss") for name in scores[0])
-    trainer(tmp_path, num_sanity_val_steps=1, max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+    trainer(tmp_path, num_sanity_val_steps=1, max_steps=1, val_check_interval=2).fit(module, datamodule=data)
     assert data.state_dict()["known"] == {}
+
+
+def test_a_sampler_that_follows_validations_is_refused_where_there_are_none(tmp_path: Path, base: str) -> None:
+    data = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=5, sampling=Dynamic())
+    with pytest.raises(ValueError, match="Dynamic follows validations, and limit_val_batches is 0"):
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(MixtureModule(base, shared=LoRA(rank=1)), data)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moadapt.sampling import Annealed, Proportional, RoundRobin, Sampler, Temperature, Uniform
+from moadapt.sampling import Annealed, Dynamic, Proportional, RoundRobin, Sampler, Temperature, Uniform
 from moadapt.training.order import Budget, Draw, MixedOrder, Place, next_turn
 
 
@@ -123,9 +123,13 @@ class Wrong(Sampler):
 
 @pytest.mark.parametrize("given", [{}, {"task 0": -1.0, "task 1": 2.0}, {"task 0": float("nan"), "task 1": 1.0}])
 def test_shares_that_are_none_are_refused(given: dict[str, float]) -> None:
-    order = MixedOrder(named(4, 4), 2, Wrong(given=given), 0)
     with pytest.raises(ValueError, match=r"Wrong gives shares .* at step 0; shares are finite, from 0 on"):
-        order.batch(order.start)
+        MixedOrder(named(4, 4), 2, Wrong(given=given), 0)
+
+
+def test_goals_of_tasks_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"goals are given for \['task 2'\].*the tasks are \['task 0', 'task 1'\]"):
+        MixedOrder(named(4, 4), 2, Dynamic(goals={"task 1": 1.0, "task 2": 1.0}), 0)
 
 
 @pytest.mark.parametrize(("sizes", "batch_size"), [((), 2), ((3, 0), 2), ((3, 3), 0)])
