@@ -65,6 +65,11 @@ class Budget:
     multiple: int
     lengths: NDArray[np.int64]
 
+    @property
+    def told(self) -> dict[str, int]:
+        """What tells it from others, in plain values."""
+        return {"tokens": self.tokens, "multiple": self.multiple, "all_lengths": int(self.lengths.sum())}
+
     def __post_init__(self) -> None:
         """Require that a step may hold any rows."""
         longest = int(self.lengths.max())
@@ -156,9 +161,8 @@ class MixedOrder:
         epoch, step = divmod(place.step, self.steps)
         by_task = {"drawn": place.drawn, "waits": place.waits}
         named = {key: dict(zip(self.sizes, values, strict=True)) for key, values in by_task.items()}
-        return {"seed": self.seed, "epoch": epoch, "step": step, "steps_per_epoch": self.steps, **named} | {
-            "known": {key: dict(values) for key, values in place.known.items()}
-        }
+        known = {key: dict(values) for key, values in place.known.items()}
+        return {**self._told, "epoch": epoch, "step": step, **named, "known": known}
 
     def place(self, state: Mapping[str, Any]) -> Place:
         """Return the place that `state` told.
@@ -166,16 +170,36 @@ class MixedOrder:
         Raises:
             ValueError: It is a place in other data, or in another order of it.
         """
-        own = {"seed": self.seed, "steps_per_epoch": self.steps, "tasks": list(self.sizes)}
-        told = {**state, "tasks": list(state["drawn"])}
-        changed = [f"{name} was {told[name]} and is {now}" for name, now in own.items() if told[name] != now]
+        own, told = self._told, {name: state.get(name) for name in self._told}
+        sizes, before = own.pop("sizes"), told.pop("sizes") or {}
+        if list(before) != list(sizes):
+            changed = [f"tasks were {list(before)} and are {list(sizes)}"]
+        else:
+            rows = sizes.items()
+            changed = [
+                f"task {name} had {before[name]} rows and has {now}" for name, now in rows if before[name] != now
+            ]
+        changed += [f"{name} was {told[name]} and is {now}" for name, now in own.items() if told[name] != now]
         if changed:
             raise ValueError(
-                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same "
-                "tasks, batch_size and seed, or start a new run"
+                f"the checkpoint was written with other training data: {', '.join(changed)}; go on with the same data "
+                "and settings of it, or start a new run"
             )
         step = state["epoch"] * self.steps + state["step"]
         return Place(step, tuple(state["drawn"].values()), tuple(state["waits"].values()), state["known"])
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What tells this order from others, in plain values."""
+        return {
+            "seed": self.seed,
+            "sizes": dict(self.sizes),
+            "sampler": repr(self.sampler),
+            "one_task": self.one_task,
+            "batch_size": self.batch_size,
+            "budget": None if self.budget is None else self.budget.told,
+            "steps_per_epoch": self.steps,
+        }
 
     def _shares(self, place: Place) -> list[float]:
         given = self.sampler.shares(self.sizes, place.step, place.known)

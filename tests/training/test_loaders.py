@@ -75,7 +75,9 @@ def test_the_state_is_seed_epoch_and_step_and_what_was_drawn(rows: Rows) -> None
     waits = state.pop("waits")
     first = last.task_names.count("small")
     drawn = {"small": 14 + first, "large": 10 + 4 - first}
-    assert state == {"seed": 1, "epoch": 2, "step": 1, "steps_per_epoch": 3, "drawn": drawn, "known": {}}
+    data = {"sizes": {"small": 7, "large": 5}, "sampler": "Proportional()", "one_task": False, "budget": None}
+    numbers = {"seed": 1, "epoch": 2, "step": 1, "steps_per_epoch": 3, "batch_size": 4}
+    assert state == {**data, **numbers, "drawn": drawn, "known": {}}
     assert {name: type(wait) for name, wait in waits.items()} == {"small": float, "large": float}
 
 
@@ -83,8 +85,8 @@ def test_a_state_of_other_data_is_refused(rows: Rows) -> None:
     loader = train(rows)
     with pytest.raises(ValueError, match="seed was 9 and is 1"):
         loader.load_state_dict({**loader.state_dict(), "seed": 9})
-    with pytest.raises(ValueError, match=r"tasks was \['small'\] and is \['small', 'large'\]"):
-        loader.load_state_dict({**loader.state_dict(), "drawn": {"small": 3}})
+    with pytest.raises(ValueError, match=r"tasks were \['small'\] and are \['small', 'large'\]"):
+        loader.load_state_dict({**loader.state_dict(), "sizes": {"small": 3}})
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

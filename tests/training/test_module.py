@@ -60,7 +60,7 @@ def test_a_checkpoint_holds_no_base_loads_as_weights_only_and_gives_the_same_sco
     assert stored["optimizer_states"][0]["state"]
     assert stored["lr_schedulers"]
     place = {"seed": 0, "epoch": 1, "step": 0, "steps_per_epoch": 2, "drawn": {"small": 6, "large": 4}}
-    assert stored["MixedTasks"] == {**place, "waits": stored["MixedTasks"]["waits"], "known": {}}
+    assert place.items() <= stored["MixedTasks"].items()
     second = make(base)
     trainer(tmp_path).validate(
         second, datamodule=data, ckpt_path=tmp_path / "some.ckpt", verbose=False, weights_only=True

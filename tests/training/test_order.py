@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -177,3 +178,27 @@ def test_rows_too_long_for_a_budget_are_refused() -> None:
 def test_a_batch_size_below_the_multiple_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size is 3 .* a step at least 4"):
         MixedOrder(named(50, 40), 3, Proportional(), 0, budget=budget(400, 4, 50, 40))
+
+
+def test_a_place_in_another_order_is_refused() -> None:
+    """Whatever it differs in, though steps of an epoch are as many."""
+    given: dict[str, Any] = {"sizes": {"a": 20, "b": 20}, "batch_size": 16, "sampler": Proportional(), "seed": 0}
+    own = MixedOrder(**given)
+    state = json.loads(json.dumps(own.state(own.batch(own.start)[1])))
+    assert own.place(state) == own.batch(own.start)[1]
+    assert own.steps == 2
+    others = {
+        "seed was 0 and is 1": {"seed": 1},
+        "task a had 20 rows and has 22": {"sizes": {"a": 22, "b": 20}},
+        r"tasks were \['a', 'b'\] and are \['b', 'a'\]": {"sizes": {"b": 20, "a": 20}},
+        r"sampler was Proportional\(\) and is Temperature\(temperature=2.0\)": {"sampler": Temperature()},
+        "one_task was False and is True": {"one_task": True},
+        "batch_size was 16 and is 18": {"batch_size": 18},
+        "budget was None and is {'tokens': 400, 'multiple': 4, 'all_lengths':": {"budget": budget(400, 4, 20, 20)},
+    }
+    for message, changed in others.items():
+        with pytest.raises(ValueError, match=message):
+            MixedOrder(**{**given, **changed}).place(state)
+    by_tokens = MixedOrder(**given, budget=budget(400, 4, 20, 20))
+    with pytest.raises(ValueError, match=r"budget was \{'tokens': 400.* and is \{'tokens': 402"):
+        MixedOrder(**given, budget=budget(402, 4, 20, 20)).place(by_tokens.state(by_tokens.start))
