@@ -218,7 +218,8 @@ class MixedTasks(lightning.LightningDataModule):
             self._order = MixedOrder(
                 rows.sizes, self.batch_size, self.sampler, self.seed, one_task=self.one_task, budget=budget
             )
-        return TrainLoader(rows, self._order, self._collator(answers=True), self.num_workers, *self._process())
+        limit = None if self.trainer is None else _limited(self._order.steps, self.trainer.limit_train_batches)
+        return TrainLoader(rows, self._order, self._collator(answers=True), self.num_workers, *self._process(), limit)
 
     def _budget(self, tokens: int) -> Budget:
         """Measure the training rows, each process its part of them."""
@@ -262,6 +263,11 @@ class MixedTasks(lightning.LightningDataModule):
         if self.on_bad_example == "raise":
             raise ValueError(f"{count} cannot be used:\n  {shown}\nmend the files, or give on_bad_example: skip")
         _LOG.warning("%s cannot be used; skipped:\n  %s", count, shown)
+
+
+def _limited(steps: int, limit: int | float) -> int:
+    """Return the steps of a pass that Lightning cuts short: a number of them, or a share of an epoch's."""
+    return max(1, min(steps, limit) if isinstance(limit, int) else int(steps * limit))
 
 
 def _some(name: str, split: str, examples: Sequence[Example]) -> Sequence[Example]:

@@ -82,6 +82,7 @@ class TrainLoader:
         process: Index of this process.
         num_processes: How many processes share a batch; their numbers of rows differ by one at most, and with a budget
             of tokens not at all.
+        limit: Steps of one pass; None takes an epoch. The next pass goes on in the data where it ended.
 
     Raises:
         ValueError: A process would get no row, or, with a budget, more than its part of the tokens.
@@ -95,6 +96,7 @@ class TrainLoader:
         num_workers: int,
         process: int,
         num_processes: int,
+        limit: int | None = None,
     ) -> None:
         if order.batch_size < num_processes:
             raise ValueError(
@@ -108,7 +110,7 @@ class TrainLoader:
             )
         self.rows, self.order, self.collator, self.num_workers = rows, order, collator, num_workers
         self.process, self.num_processes = process, num_processes
-        self.place = order.start
+        self.limit, self.place = limit, order.start
 
     @property
     def steps_done(self) -> int:
@@ -120,11 +122,12 @@ class TrainLoader:
         return self.order.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the rest of the epoch that training is in.
+        """Give the rest of the pass that training is in.
 
         Nothing is read before the first batch is asked for: Lightning makes the iterator before it restores state.
         """
-        end = (self.steps_done // len(self) + 1) * len(self)
+        steps = len(self) if self.limit is None else self.limit
+        end = (self.steps_done // steps + 1) * steps
         while self.steps_done < end:
             yield from self._until(end)
 

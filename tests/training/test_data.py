@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from moadapt.adapters import LoRA
 from moadapt.task import Dataset, Task
-from moadapt.training import MixedTasks
+from moadapt.training import MixedTasks, MixtureModule
 from tests.training import toy
+from tests.training.runs import Watch, trainer
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,16 @@ def test_the_next_loader_starts_at_a_loaded_state_and_the_one_after_it_anew(tmp_
     data.load_state_dict(state)
     assert next(iter(data.train_dataloader())).rows.tolist() == fourth.rows.tolist()
     assert next(iter(data.train_dataloader())).step == 0
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_passes_that_are_cut_short_are_even_and_go_on_in_the_data(tmp_path: Path, base: str, limit: float) -> None:
+    """Of five steps of an epoch each takes two, three times, as the schedule counts on."""
+    data, watch = MixedTasks(base, toy.toy_tasks(tmp_path), batch_size=2), Watch()
+    module = MixtureModule(base, shared=LoRA(rank=1))
+    fit = trainer(tmp_path, watch, max_epochs=3, limit_train_batches=limit, limit_val_batches=0)
+    fit.fit(module, datamodule=data)
+    assert [epoch for _, epoch, *_ in watch.trained] == [0, 0, 1, 1, 2, 2]
+    assert fit.global_step == fit.estimated_stepping_batches
+    assert fit.lr_scheduler_configs[0].scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+    assert sorted(row for _, _, _, *rows in watch.trained[:5] for row in rows) == list(range(10))
