@@ -47,7 +47,10 @@ class Batch:
         self.step = 0
         """How many steps of training came before; keys noise."""
         self.spare = False
-        """Whether its rows are another process's, run so that no process is waited for, and count nowhere."""
+        """Whether its rows are another process's, run so that no process is waited for, and count nowhere.
+
+        In training its losses are 0, and so are its counts of tokens.
+        """
 
     def __len__(self) -> int:
         """Number of rows, B."""

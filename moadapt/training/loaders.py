@@ -151,7 +151,9 @@ class TrainLoader:
         for _ in range(count):
             draws, place = self.order.batch(place)
             for process in range(self.num_processes):
-                yield self.collator(self.rows.__getitems__(self._share(draws, process)))
+                batch = self.collator(self.rows.__getitems__(self._share(draws, process)))
+                if len(batch):
+                    yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return seed, epoch and step of the next batch, and what its rows depend on besides, in plain values."""
@@ -170,12 +172,23 @@ class TrainLoader:
         ahead: deque[Place] = deque()
         for batch in prepared(self.rows, self._planned(end, ahead), self.collator, self.num_workers):
             if not len(batch):
-                raise ValueError(f"no row of step {self.steps_done} can be used; mend the data or give larger batches")
+                batch = self._spare()
             batch.step = self.steps_done
             here = self.place = ahead.popleft()
             yield batch
             if self.place is not here:  # what was prepared ahead was drawn with the shares of before
                 return
+
+    def _spare(self) -> Batch:
+        """Give a row of the others for the step under way, of which no row of this process can be used.
+
+        Raises:
+            ValueError: None of the others' can be used either, which all processes find alike.
+        """
+        batch = spare_batch(self.rows, self.order.batch(self.place)[0], self.collator)
+        if not len(batch):
+            raise ValueError(f"no row of step {self.steps_done} can be used; mend the data or give larger batches")
+        return batch
 
     def _planned(self, end: int, ahead: "deque[Place]") -> Iterator[list[Draw]]:
         """Give this process's rows of every step; `ahead` gets the places behind those that were not given yet."""
@@ -193,8 +206,8 @@ class TrainLoader:
 class EvaluationLoader:
     """Every row once, in batches of one task each, the tasks taking turns; all processes get equally many batches.
 
-    A process for which no row is left gets the first one of the others, marked as spare: where a base is sharded, all
-    of them must run it.
+    A process for which no row is left, or none that can be used, gets one of the others, marked as spare: where a base
+    is sharded, all of them must run it.
 
     Args:
         rows: The split's rows.
@@ -229,7 +242,7 @@ class EvaluationLoader:
         rows = (self._own(number) or self._draws(number)[:1] for number in range(len(self)))
         for number, batch in enumerate(prepared(self.rows, rows, self.collator, self.num_workers)):
             batch.spare = not self._own(number)
-            yield batch
+            yield batch if len(batch) else spare_batch(self.rows, self._draws(number), self.collator)
 
     def _own(self, number: int) -> list[Draw]:
         """Return this process's rows of one batch."""
@@ -242,6 +255,19 @@ class EvaluationLoader:
         start = sum(sizes[:task])
         chunked = range(chunk * length, min((chunk + 1) * length, sizes[task]))
         return [Draw(start + row, 0) for row in chunked]
+
+
+def spare_batch(rows: Rows, draws: Sequence[Draw], collator: Collator | ClassCollator) -> Batch:
+    """Return the first row that can be used, as a batch that counts nowhere; where there is none, no row.
+
+    Args:
+        rows: Where they are read, those that cannot be used being skipped.
+        draws: The rows of all processes.
+        collator: Makes the batch.
+    """
+    batch = collator(next(filter(None, (rows.__getitems__([draw]) for draw in draws)), []))
+    batch.spare = True
+    return batch
 
 
 def prepared(

@@ -320,6 +320,9 @@ class MixtureModule(TaskModule):
             self._observed += [with_tasks(each, task_ids) for each in observed]
             found.append(losses)
             chances += [log_prob_of(observed, len(losses))] if passes > 1 else []
+        if batch.spare:  # as many passes as others run, of which nothing is judged
+            del self._observed[before:]
+            return torch.stack(found).mean(dim=0), counts
         if chances:
             assert self.router is not None, "routers sample"
             rewarded = [self.weigh(losses.detach(), counts, task_ids) for losses in found]

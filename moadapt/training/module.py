@@ -166,7 +166,8 @@ class TaskModule(lightning.LightningModule, ABC):
         with keyed_noise(self.device, self.seed, batch.step, self.global_rank, *key):
             keeps = "logits_to_keep" in inspect.signature(self.transformer.forward).parameters
             logits = answer_logits(self.model, batch.cast(self.transformer.dtype), keeps, **self.options(batch))
-            return row_losses(logits, batch)
+            losses, counts = row_losses(logits, batch)
+        return (losses * 0, counts * 0) if batch.spare else (losses, counts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of this process's share of the step."""

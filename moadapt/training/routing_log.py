@@ -50,6 +50,7 @@ class LogRouting(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Watch what routers drop in a step that is logged."""
+        self._spare = batch.spare
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0 and isinstance(pl_module, MixtureModule):
             self._dropped, self._measured_drops = measures.DroppedTokens().to(pl_module.device), True
@@ -118,7 +119,7 @@ class LogRouting(Callback):
 
     def _note_dropped(self, observed: Observation) -> None:
         """Measure the choices of one routing; a dense one chooses nothing."""
-        if observed.routing.indices is not None:
+        if observed.routing.indices is not None and not self._spare:
             self._dropped.update(routed_at(observed, (), ()).with_answers())
 
     def _write(self, record: dict[str, Any]) -> None:

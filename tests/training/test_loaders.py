@@ -182,3 +182,18 @@ def test_a_process_ends_though_something_holds_an_unfinished_loader_with_a_worke
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
     command = [sys.executable, "-c", UNFINISHED, str(tmp_path)]
     subprocess.run(command, env=environment, check=True, timeout=120, start_new_session=True)
+
+
+def test_a_process_without_usable_rows_gets_a_spare_one_of_the_others(tmp_path: Path) -> None:
+    """Both when it trains and when it evaluates; the rows that count are those of one process."""
+    read = late(tmp_path, {0, 2, 4}, skip=True)
+    whole = seen(train(read))
+    parts = [list(train(read, process=process, processes=4)) for process in range(4)]
+    assert any(batch.spare for own in parts for batch in own)
+    counted = [[row for b in step if not b.spare for row in b.rows.tolist()] for step in zip(*parts, strict=True)]
+    assert counted == whole
+    collator = Collator(toy.processor(), seed=1, answers=False)
+    batches = [list(EvaluationLoader(read, collator, 1, 0, process, 2)) for process in range(2)]
+    assert all(len({len(batch) > 0 for batch in step}) == 1 for step in zip(*batches, strict=True))
+    usable = [row for own in batches for b in own if not b.spare for row in b.rows.tolist()]
+    assert sorted(usable) == [1, 3, 5, 6, 8, 10]
