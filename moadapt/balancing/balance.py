@@ -4,7 +4,7 @@ Axes: S tasks, in the order of the data.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,8 @@ class Balancer(nn.Module):
     """Weighs the losses of tasks, combines the gradients that they have for the shared adapter, or both.
 
     What it learns by gradient is a parameter with one number a task; what else a resumed run needs is a buffer. All
-    that it does follows from sums over processes, so that every process does the same.
+    that it does follows from sums over processes, so that every process does the same. Both are in float64 and stay
+    so when the module that it is part of is cast: sums over many batches do not fit half precision.
 
     Args:
         tasks: Names of the tasks.
@@ -27,6 +28,11 @@ class Balancer(nn.Module):
         super().__init__()
         self.tasks, self.learning_rate = tuple(tasks), learning_rate
         self.register_buffer("ones", torch.ones(len(tasks), dtype=torch.float64), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Balancer":
+        """Follow moves to a device; number types stay, and no number is rounded on the way."""
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def weights(self) -> Tensor:
         """Return what the losses of each task's rows are multiplied by in the next batch, (S,); by default 1."""

@@ -49,7 +49,7 @@ class UncertaintyBalancer(Balancer):
 
     def __init__(self, tasks: Sequence[str], learning_rate: float) -> None:
         super().__init__(tasks, learning_rate)
-        self.log_variances = nn.Parameter(torch.zeros(len(tasks)))
+        self.log_variances = nn.Parameter(torch.zeros(len(tasks), dtype=torch.float64))
 
     def weights(self) -> Tensor:
         """Return the inverse variances, (S,)."""

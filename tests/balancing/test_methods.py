@@ -130,13 +130,13 @@ def test_a_task_alone_in_a_step_leaves_the_weights() -> None:
 
 
 def test_variances_settle_where_every_weighted_loss_is_a_half() -> None:
-    losses, balancer = torch.tensor([8.0, 2.0, 0.25, 1.0]), Uncertainty().build(TASKS, 0)
+    losses, balancer = torch.tensor([8.0, 2.0, 0.25, 1.0]).double(), Uncertainty().build(TASKS, 0)
     optimizer = torch.optim.Adam(balancer.parameters(), lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
         (losses * balancer.weights() + balancer.offsets()).sum().backward()
         optimizer.step()
-    torch.testing.assert_close(losses * balancer.weights(), torch.full((4,), 0.5), rtol=1e-2, atol=0)
+    torch.testing.assert_close(losses * balancer.weights(), torch.full((4,), 0.5).double(), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,19 @@ def test_settings_out_of_range_are_refused(make: object, word: str) -> None:
     assert callable(make)
     with pytest.raises(ValueError, match=word):
         make()
+
+
+@pytest.mark.parametrize("name", BALANCES.names())
+def test_a_cast_leaves_state_as_it_is(name: str) -> None:
+    balancer = BALANCES.get(name)().build(TASKS, 0)
+    for tensor in (*balancer.parameters(), *balancer.buffers()):
+        tensor.data.add_(1 if tensor.dtype == torch.int64 else 1 / 3)
+    before = {key: tensor.clone() for key, tensor in balancer.named_buffers()} | dict(balancer.named_parameters())
+    before = {key: tensor.detach().clone() for key, tensor in before.items()}
+    torch.nn.ModuleList([balancer]).to(torch.bfloat16).half().float()
+    for key, tensor in (*balancer.named_buffers(), *balancer.named_parameters()):
+        assert tensor.dtype == before[key].dtype
+        assert torch.equal(tensor, before[key])
 
 
 @pytest.mark.parametrize("name", BALANCES.names())

@@ -76,7 +76,7 @@ class Conflict:
         """
         copies = SharedCopies([(self.site, self.bank)], 0, 2, blends=False, reads_images=False)
         gradients = TaskGradients(copies) if balance.reads_gradients else None
-        balancer = balance.build(TASKS, 0).double()
+        balancer = balance.build(TASKS, 0)
         groups = [{"params": self.bank.parameters()}, {"params": balancer.parameters(), "lr": 0.5}]
         optimizer = torch.optim.SGD(groups, lr=rate)
         for step in range(STEPS):

@@ -20,7 +20,7 @@ from moadapt_routers import ByTask, Poly
 from tests.training import runs, toy
 from tests.training.processes import assert_same, fit
 from tests.training.runs import trainer
-from tests.training.test_ddp import EXACT, FirstAlone, made, mixture
+from tests.training.test_ddp import EXACT, FAST, FirstAlone, made, mixture
 
 METHODS = {name: spec() for name, spec in BALANCES} | {
     "fixed": Fixed(weights={"small": 0.3, "large": 2.0}),
@@ -131,6 +131,28 @@ def test_half_precision_gives_about_the_same(tmp_path: Path, base: str, balance:
     for name in (name for name in exact if "shared" in name):
         assert half[name].dtype == torch.float32
         assert (half[name] - exact[name]).norm() < 0.1 * exact[name].norm()
+
+
+@over_methods
+def test_the_state_of_balance_is_exact_whatever_the_module_is_cast_to(
+    tmp_path: Path, base: str, balance: Balance
+) -> None:
+    if isinstance(balance, GradNorm):
+        balance = GradNorm(learning_rate=1e-3)  # it follows signs, of which rounding turns some
+
+    def state(precision: str) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        module = MixtureModule(base, None, LoRA(rank=2), balance=balance, optimization=FAST)
+        tasks = MixedTasks(base, toy.toy_tasks(tmp_path, rows=(6, 6)), batch_size=4)
+        trainer(tmp_path, max_steps=6, limit_val_batches=0, precision=precision).fit(module, datamodule=tasks)
+        assert module.balancer is not None
+        return {**module.balancer.state_dict(), "weights": module.balancer.weights().detach()}
+
+    exact, half = state("32-true"), state("bf16-true")
+    assert {name: tensor.dtype for name, tensor in half.items()} == {n: tensor.dtype for n, tensor in exact.items()}
+    assert all(tensor.dtype in (torch.float64, torch.int64) for tensor in half.values())
+    for name, tensor in half.items():
+        torch.testing.assert_close(tensor, exact[name], rtol=2e-2, atol=2e-2)
 
 
 @over_methods
