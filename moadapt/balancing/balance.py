@@ -28,6 +28,7 @@ class Balancer(nn.Module):
         super().__init__()
         self.tasks, self.learning_rate = tuple(tasks), learning_rate
         self.register_buffer("ones", torch.ones(len(tasks), dtype=torch.float64), persistent=False)
+        self.register_buffer("seen", torch.zeros(2, len(tasks), dtype=torch.float64), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Balancer":
         """Follow moves to a device; number types stay, and no number is rounded on the way."""
@@ -54,11 +55,36 @@ class Balancer(nn.Module):
         return found if offsets is None else found + offsets.to(losses)[tasks] * counts
 
     def observe(self, losses: Tensor, counts: Tensor) -> None:
-        """Look at a batch, all processes together.
+        """Add a batch to what the step under way has seen, all processes together.
 
         Args:
             losses: Sum of the losses of each task's tokens, not weighted, (S,); 0 for a task without any.
             counts: How many tokens these are, (S,).
+        """
+        self.get_buffer("seen").add_(torch.stack([losses, counts]).to(self.get_buffer("seen")))
+
+    def step(self, products: Tensor | None = None) -> None:
+        """Go on to the next step of the optimiser; one whose losses are not finite is forgotten.
+
+        Args:
+            products: As `combine` got them, where `Balance.reads_gradients`.
+        """
+        losses, counts = self.get_buffer("seen").clone()
+        self.drop()
+        if bool(losses.isfinite().all()):
+            self.follow(losses, counts, products)
+
+    def drop(self) -> None:
+        """Forget the step under way, which is not taken."""
+        self.get_buffer("seen").zero_()
+
+    def follow(self, losses: Tensor, counts: Tensor, products: Tensor | None) -> None:
+        """Change by a step that is taken; by default nothing changes.
+
+        Args:
+            losses: Sum of the losses of each task's tokens in all batches of the step, not weighted, (S,).
+            counts: How many tokens these are, (S,).
+            products: As in `step`.
         """
 
     def combine(self, products: Tensor, step: int) -> Tensor:

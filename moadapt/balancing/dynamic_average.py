@@ -1,8 +1,8 @@
 """Dynamic weight averaging: tasks whose loss falls slowly get more weight.
 
 `w_t = S softmax(r_t / temperature)` with `r_t = L_t(k) / L_t(k - 1)`, the task's mean loss over the last stretch of
-batches over that of the stretch before. Liu et al., "End-to-End Multi-Task Learning with Attention", section 3.3, where
-a stretch is an epoch; here it is a number of batches. A task without a row in a stretch keeps its last ratio. Weights
+steps over that of the stretch before. Liu et al., "End-to-End Multi-Task Learning with Attention", section 3.3, where
+a stretch is an epoch; here it is a number of steps. A task without a row in a stretch keeps its last ratio. Weights
 are 1 until two stretches are over.
 """
 
@@ -22,7 +22,7 @@ class DynamicAverage(Balance):
     """Weights by how slowly each task's loss falls (dynamic weight averaging).
 
     Args:
-        every: Batches in a stretch, 1 or more.
+        every: Steps in a stretch, 1 or more.
         temperature: How alike weights are, above 0.
 
     Raises:
@@ -43,14 +43,14 @@ class DynamicAverage(Balance):
 
 
 class DynamicAverager(Balancer):
-    """Follows the mean losses of stretches of batches.
+    """Follows the mean losses of stretches of steps.
 
     Args:
         tasks: Names of the tasks.
         settings: What the user chose.
     """
 
-    batches: Tensor
+    steps: Tensor
     sums: Tensor
     before: Tensor
     ratios: Tensor
@@ -58,7 +58,7 @@ class DynamicAverager(Balancer):
     def __init__(self, tasks: Sequence[str], settings: DynamicAverage) -> None:
         super().__init__(tasks)
         self.settings = settings
-        self.register_buffer("batches", torch.tensor(0))
+        self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("sums", torch.zeros(2, len(tasks), dtype=torch.float64))
         self.register_buffer("before", torch.zeros(len(tasks), dtype=torch.float64))  # 0 where no stretch is over
         self.register_buffer("ratios", torch.ones(len(tasks), dtype=torch.float64))
@@ -67,11 +67,11 @@ class DynamicAverager(Balancer):
         """Return the weights of this stretch, (S,), whose mean is 1."""
         return len(self.tasks) * torch.softmax(self.ratios / self.settings.temperature, dim=0)
 
-    def observe(self, losses: Tensor, counts: Tensor) -> None:
-        """Add a batch to the stretch; at its end compare it with the one before."""
+    def follow(self, losses: Tensor, counts: Tensor, products: Tensor | None) -> None:
+        """Add a step to the stretch; at its end compare it with the one before."""
         self.sums += torch.stack([losses, counts]).to(self.sums)
-        self.batches += 1
-        if int(self.batches) % self.settings.every:
+        self.steps += 1
+        if int(self.steps) % self.settings.every:
             return
         seen, means = self.sums[1] > 0, self.sums[0] / self.sums[1].clamp(min=1)
         comparable = seen & (self.before > 0)

@@ -58,37 +58,28 @@ class GradNormBalancer(Balancer):
 
     current: Tensor
     first: Tensor
-    sums: Tensor
 
     def __init__(self, tasks: Sequence[str], settings: GradNorm) -> None:
         super().__init__(tasks)
         self.settings = settings
         self.register_buffer("current", torch.ones(len(tasks), dtype=torch.float64))
         self.register_buffer("first", torch.zeros(len(tasks), dtype=torch.float64))  # 0 where none was seen
-        self.register_buffer("sums", torch.zeros(2, len(tasks), dtype=torch.float64))
 
     def weights(self) -> Tensor:
         """Return the weights, (S,), whose mean is 1."""
         return self.current
 
-    def observe(self, losses: Tensor, counts: Tensor) -> None:
-        """Add up the losses of the step; those of a task's first step stay known."""
-        self.sums += torch.stack([losses, counts]).to(self.sums)
-
-    def combine(self, products: Tensor, step: int) -> Tensor:
-        """Move the weights of the next step; the gradients of this one stay as they are."""
-        counts = self.sums[1].cpu()
-        means = self.sums[0].cpu() / counts.clamp(min=1)
-        first = self.first.cpu()
-        first = torch.where((first == 0) & (counts > 0), means, first)
-        self.first, self.sums = first.to(self.first.device), torch.zeros_like(self.sums)
-        norms = products.diagonal().clamp(min=0).sqrt()
-        there = (norms > 0) & (counts > 0) & (first > 0)
+    def follow(self, losses: Tensor, counts: Tensor, products: Tensor | None) -> None:
+        """Move the weights of the next step, and keep the losses of each task's first."""
+        assert products is not None, "it reads gradients"
+        means = losses / counts.clamp(min=1)
+        self.first = torch.where((self.first == 0) & (counts > 0), means, self.first)
+        norms = products.to(means).diagonal().clamp(min=0).sqrt()
+        there = (norms > 0) & (counts > 0) & (self.first > 0)
         if int(there.sum()) > 1:
-            moved = moved_weights(self.current.cpu()[there], norms[there], (means / first)[there], self.settings)
-            found = self.current.cpu().masked_scatter(there, moved)
-            self.current = (found * len(found) / found.sum()).to(self.current.device)
-        return super().combine(products, step)
+            moved = moved_weights(self.current[there], norms[there], (means / self.first)[there], self.settings)
+            found = self.current.masked_scatter(there, moved)
+            self.current = found * len(found) / found.sum()
 
 
 def moved_weights(weights: Tensor, norms: Tensor, progress: Tensor, settings: GradNorm) -> Tensor:

@@ -336,9 +336,9 @@ class MixtureModule(TaskModule):
         return losses if self.balancer is None else self.balancer.weigh(losses, counts, tasks)
 
     def observe_tasks(self, sums: Tensor) -> None:
-        """Let what balances tasks look at the losses of a batch, unless a loss is not finite."""
+        """Let what balances tasks look at the losses of a batch."""
         if self.balancer is not None:
-            self.balancer.observe(*sums.where(sums.isfinite().all(), 0.0))
+            self.balancer.observe(*sums)
 
     @torch.no_grad()
     def utilities(self, batch: Batch) -> Tensor:
@@ -379,6 +379,8 @@ class MixtureModule(TaskModule):
         """
         if self._by_task is not None:
             self._combine(self._by_task)
+        elif self.balancer is not None:
+            self.balancer.drop() if self.skips else self.balancer.step()
         super().on_before_optimizer_step(optimizer)
         if self._use is not None and self._tokens is not None:
             self._use.normalise(self._tokens, partial(self.trainer.strategy.reduce, reduce_op="sum"))
@@ -406,6 +408,9 @@ class MixtureModule(TaskModule):
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # has unscaled those of parameters only
             shares = self.balancer.combine(products, self.trainer.global_step)
             gradients.write(shares, 1.0 if scaler is None else 1 / scaler.get_scale())
+            self.balancer.step(products)
+        else:
+            self.balancer.drop()
         gradients.clear()
 
     def roles(self) -> dict[nn.Parameter, Role]:

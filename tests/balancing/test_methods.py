@@ -101,6 +101,7 @@ def test_a_slower_task_gets_more_weight() -> None:
     for means in ([1.0, 3.0], [1.0, 5.0], [0.25, 4.0], [0.75, 4.0]):  # two stretches of two batches
         assert balancer.weights().tolist() == [1.0, 1.0, 1.0]
         balancer.observe(torch.tensor([*means, 0.0]) * counts, counts)
+        balancer.step()
     ratios = torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)  # one task fell by half, one stood, one was not there
     torch.testing.assert_close(balancer.weights(), 3 * torch.softmax(ratios / 2, dim=0))
 
@@ -108,10 +109,10 @@ def test_a_slower_task_gets_more_weight() -> None:
 def test_weights_make_gradients_equally_large() -> None:
     sizes = torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64)
     balancer, counts = GradNorm(alpha=0.0).build(TASKS[:3], 0), torch.ones(3)
-    for step in range(400):
+    for _ in range(400):
         balancer.observe(torch.ones(3), counts)
         norms = balancer.weights() * sizes
-        balancer.combine(torch.diag(norms**2), step)
+        balancer.step(torch.diag(norms**2))
     torch.testing.assert_close(balancer.weights() * sizes, (3 / (1 / sizes).sum()).expand(3), rtol=0.1, atol=0)
     torch.testing.assert_close(balancer.weights().sum(), torch.tensor(3.0, dtype=torch.float64))
 
@@ -125,7 +126,7 @@ def test_slow_tasks_are_pulled_more() -> None:
 def test_a_task_alone_in_a_step_leaves_the_weights() -> None:
     balancer = GradNorm().build(TASKS[:2], 0)
     balancer.observe(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
-    balancer.combine(torch.diag(torch.tensor([4.0, 0.0], dtype=torch.float64)), 0)
+    balancer.step(torch.diag(torch.tensor([4.0, 0.0], dtype=torch.float64)))
     assert balancer.weights().tolist() == [1.0, 1.0]
 
 
@@ -172,6 +173,26 @@ def test_a_cast_leaves_state_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BALANCES.names())
+def test_a_dropped_step_leaves_no_trace_and_batches_of_a_step_count_as_one(name: str) -> None:
+    found, counts = gradients(0), torch.tensor([2.0, 4.0, 1.0, 3.0])
+    plain, other = (BALANCES.get(name)().build(TASKS, 0) for _ in range(2))
+    for scale in (1.0, 2.0):
+        plain.observe(scale * counts, counts)
+        plain.step(found @ found.T)
+        other.observe(torch.full((4,), torch.nan), counts)
+        other.step(found @ found.T)
+        other.observe(9 * counts, counts)
+        other.drop()
+        weights = other.weights().clone()
+        for _ in range(2):
+            other.observe(scale * counts / 2, counts / 2)
+            assert torch.equal(other.weights(), weights)
+        other.step(found @ found.T)
+    for ours, theirs in zip(other.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", BALANCES.names())
 def test_state_is_all_that_going_on_needs(name: str) -> None:
     spec = BALANCES.get(name)()
 
@@ -182,6 +203,7 @@ def test_state_is_all_that_going_on_needs(name: str) -> None:
             losses, found = torch.rand(4, generator=generator), gradients(step)
             balancer.observe(losses, torch.ones(4))
             told += [balancer.weights().detach().clone(), balancer.combine(found @ found.T, step)]
+            balancer.step(found @ found.T)
         return told
 
     one, other = spec.build(TASKS, 7), spec.build(TASKS, 7)

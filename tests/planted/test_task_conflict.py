@@ -86,8 +86,10 @@ class Conflict:
             sums = torch.zeros(2, dtype=each.dtype).index_add(0, OF_ROWS, each.detach())
             balancer.observe(sums, OF_ROWS.bincount().double())
             if gradients is not None:
-                gradients.write(balancer.combine(gradients.sum_up(lambda whole: whole), step), 1.0)
+                products = gradients.sum_up(lambda whole: whole)
+                gradients.write(balancer.combine(products, step), 1.0)
                 gradients.clear()
+            balancer.step(None if gradients is None else products)
             optimizer.step()
             self.path.append(self.bank.state("shared")["bias"][0])
         return self
