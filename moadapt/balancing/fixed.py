@@ -35,6 +35,8 @@ class Fixed(Balance):
         unknown = sorted(set(self.weights) - set(tasks))
         if unknown:
             raise ValueError(f"balance weighs {', '.join(unknown)}, but the tasks are {', '.join(tasks)}")
+        if not any(self.weights.get(name, 1.0) for name in tasks):
+            raise ValueError(f"balance weighs {', '.join(tasks)} by 0, so nothing is trained; give one more than 0")
         return FixedBalancer(tasks, [self.weights.get(name, 1.0) for name in tasks])
 
 

@@ -145,6 +145,7 @@ def test_variances_settle_where_every_weighted_loss_is_a_half() -> None:
     [
         (lambda: Fixed(weights={"ask": -1.0}), "0 or more"),
         (lambda: Fixed(weights={"asks": 1.0}).build(TASKS, 0), "ask, tell"),
+        (lambda: Fixed(weights=dict.fromkeys(TASKS, 0.0)).build(TASKS, 0), "more than 0"),
         (lambda: CAGrad(c=1.0), "below 1"),
         (lambda: GradNorm(alpha=-1.0), "at least 0"),
         (lambda: GradNorm(learning_rate=0.0), "more than 0"),
