@@ -89,6 +89,8 @@ def averse(products: Tensor, c: float) -> Tensor:
 def worst_shares(products: Tensor, mean: Tensor, reach: Tensor) -> Tensor:
     """Return the shares of the tasks at which the dual is least, (S,).
 
+    Where the solver does not get there, the better of where it stopped and equal shares.
+
     Args:
         products: Inner products of the gradients, the largest being 1, (S, S).
         mean: Equal shares, (S,).
@@ -110,4 +112,8 @@ def worst_shares(products: Tensor, mean: Tensor, reach: Tensor) -> Tensor:
         constraints={"type": "eq", "fun": lambda shares: shares.sum() - 1, "jac": lambda shares: 0 * shares + 1},
         options={"ftol": 1e-12, "maxiter": 200},
     )
-    return torch.from_numpy(found.x).clamp(min=0)
+    shares = torch.from_numpy(found.x).clamp(min=0)
+    shares = shares / shares.sum()
+    if found.success or dual(shares.numpy())[0] < dual(mean.numpy())[0]:
+        return shares
+    return mean  # any shares give a step within reach; these give the plain sum
