@@ -19,6 +19,9 @@ from torch import Tensor
 from moadapt.balancing.balance import Balance, Balancer, check_at_least
 from moadapt.registry import BALANCES
 
+LEAST, MOST = 0.01, 100.0
+"""Bounds of a weight: beyond them a task would be trained by next to nothing, or alone."""
+
 
 @BALANCES.register("gradnorm")
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +81,22 @@ class GradNormBalancer(Balancer):
         there = (norms > 0) & (counts > 0) & (self.first > 0)
         if int(there.sum()) > 1:
             moved = moved_weights(self.current[there], norms[there], (means / self.first)[there], self.settings)
-            found = self.current.masked_scatter(there, moved)
-            self.current = found * len(found) / found.sum()
+            moved = bounded(moved, float(self.current[there].sum()))  # tasks that are not there keep theirs
+            self.current = self.current.masked_scatter(there, moved)
+
+
+def bounded(weights: Tensor, total: float) -> Tensor:
+    """Return weights times one factor, kept from `LEAST` to `MOST`, that add up to a total, (S,).
+
+    Args:
+        weights: (S,), above 0.
+        total: From S `LEAST` to S `MOST`.
+    """
+    low, high = LEAST / float(weights.max()), MOST / float(weights.min())
+    for _ in range(100):  # halving, as the sum grows with the factor
+        factor = (low + high) / 2
+        low, high = (factor, high) if float((weights * factor).clamp(LEAST, MOST).sum()) < total else (low, factor)
+    return (weights * high).clamp(LEAST, MOST)
 
 
 def moved_weights(weights: Tensor, norms: Tensor, progress: Tensor, settings: GradNorm) -> Tensor:

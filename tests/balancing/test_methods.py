@@ -1,12 +1,14 @@
 """What each balance method does, against the vectors or the numbers that its definition gives."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from moadapt.balancing import CAGrad, DynamicAverage, Fixed, GradNorm, PCGrad, Uncertainty
+from moadapt.balancing import CAGrad, DynamicAverage, Fixed, GradNorm, PCGrad, Uncertainty, cagrad
 from moadapt.balancing.cagrad import averse
 from moadapt.balancing.gradnorm import moved_weights
 from moadapt.balancing.pcgrad import projected
@@ -83,6 +85,15 @@ def test_no_step_as_near_the_mean_helps_the_worst_off_task_more(seed: int, c: fl
     assert (found @ step).min() >= (rival @ found.T).amin(dim=1).max() - 1e-6
 
 
+@pytest.mark.parametrize("success", [False, True])
+def test_shares_add_up_to_one_and_are_no_worse_than_equal_ones(success: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, mean = torch.diag(torch.tensor([1.0, 0.1], dtype=torch.float64)), torch.full((2,), 0.5, dtype=torch.float64)
+    stopped = SimpleNamespace(x=np.array([1.2, -0.1]), success=success)
+    monkeypatch.setattr(cagrad, "minimize", lambda *args, **kwargs: stopped)
+    shares = cagrad.worst_shares(found, mean, torch.tensor(0.2, dtype=torch.float64))
+    assert shares.tolist() == ([1.0, 0.0] if success else [0.5, 0.5])
+
+
 def test_no_reach_is_the_plain_sum() -> None:
     found = gradients(4)
     torch.testing.assert_close(averse(found @ found.T, 0.0), torch.ones(4, dtype=torch.float64))
@@ -115,6 +126,15 @@ def test_weights_make_gradients_equally_large() -> None:
         balancer.step(torch.diag(norms**2))
     torch.testing.assert_close(balancer.weights() * sizes, (3 / (1 / sizes).sum()).expand(3), rtol=0.1, atol=0)
     torch.testing.assert_close(balancer.weights().sum(), torch.tensor(3.0, dtype=torch.float64))
+
+
+def test_weights_stay_in_bounds_and_those_of_absent_tasks_stay() -> None:
+    balancer = GradNorm(alpha=0.0, learning_rate=0.5).build(TASKS[:3], 0)
+    norms = torch.tensor([1e9, 1.0, 0.0], dtype=torch.float64)
+    for _ in range(40):
+        balancer.observe(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
+        balancer.step(torch.diag((balancer.weights() * norms) ** 2))
+    torch.testing.assert_close(balancer.weights(), torch.tensor([0.01, 1.99, 1.0], dtype=torch.float64))
 
 
 def test_slow_tasks_are_pulled_more() -> None:
