@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from moadapt import Mixture, Placement, RouterSpec, attach, load, storage
+from moadapt import Mixture, Placement, RouterSpec, attach, fresh_folder, load, storage
 from moadapt.adapters import FamilySpec, LoRA
 from moadapt.registry import FAMILIES
 from moadapt_routers import ByTask, Constant, Softmax
@@ -390,20 +390,17 @@ def test_a_failure_while_saving_keeps_the_old_folder(
     step: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(ByTask()).save(tmp_path / "saved")
-    rename, number = Path.rename, {"first rename": 1, "last rename": 2}.get(step)
-    renamed: list[Path] = []
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    def fail_once(self: Path, target: Path) -> Path:
-        renamed.append(self)
-        return fail() if len(renamed) == number else rename(self, target)
-
-    if number is None:
-        monkeypatch.setattr(*((storage, "save_file") if step == "tensors" else (Path, "write_text")), fail)
-    else:
-        monkeypatch.setattr(Path, "rename", fail_once)
+    places: dict[str, tuple[Any, str]] = {
+        "tensors": (storage, "save_file"),
+        "spec": (Path, "write_text"),
+        "first rename": (Path, "rename"),
+        "last rename": (fresh_folder, "put"),
+    }
+    monkeypatch.setattr(*places[step], fail)
     assert_keeps_the_old_one(tmp_path, error)
 
 
