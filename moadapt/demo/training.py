@@ -57,7 +57,13 @@ class LossRecord(Callback):
 
 
 def train_run(
-    name: str, module: TaskModule, data: MixedTasks, key: dict[str, Any], steps: int, folder: Path
+    name: str,
+    module: TaskModule,
+    data: MixedTasks,
+    key: dict[str, Any],
+    steps: int,
+    folder: Path,
+    validate_every: int | None = None,
 ) -> dict[str, Any]:
     """Train a run, or load it where it was trained with the same settings.
 
@@ -68,6 +74,7 @@ def train_run(
         key: Settings that the result depends on.
         steps: How many steps.
         folder: Checkpoints and logs.
+        validate_every: Steps between validations; None leaves them out.
 
     Returns:
         `losses` by task and in all, and `seconds`.
@@ -94,7 +101,9 @@ def train_run(
         callbacks=[record, KeepLast(folder, every_n_steps=50), RunBar(name)],
         logger=TensorBoardLogger(folder.parent / "tensorboard", name=name, version=""),
         log_every_n_steps=10,
-        limit_val_batches=0,
+        limit_val_batches=0 if validate_every is None else None,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=1 if validate_every is None else None,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
