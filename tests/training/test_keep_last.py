@@ -101,7 +101,7 @@ class Pressing(Callback):
 
     def on_train_batch_start(self, *of_step: Any) -> None:
         for number in self.numbers:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
 
 def pressed(folder: Path, base: str, *numbers: int) -> None:

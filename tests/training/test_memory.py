@@ -195,7 +195,7 @@ def test_gradients_that_accumulate_are_there_before() -> None:
     once, more = (training_memory(partial(mixture_of, "llama", TopK(k=1)), run, twice) for twice in (False, True))
     assert once.gradients == more.gradients
     assert once.total < more.total <= once.total + once.gradients
-    assert more.kept == once.kept
+    assert more.kept == pytest.approx(once.kept, rel=1e-2)  # the first pass makes a few constants
 
 
 def test_a_model_without_numbers_takes_no_memory_and_gives_the_shapes() -> None:

@@ -139,8 +139,9 @@ def test_two_processes_unfreeze_as_one_does(tmp_path: Path, base: str) -> None:
         several = {"strategy": "ddp_fork", "devices": 2, "use_distributed_sampler": False} if processes == 2 else {}
         fit(tmp_path, base, module, precision="64-true", gradient_clip_val=0.1, **several)
         found.append(torch.load(tmp_path / f"{processes}.pt", weights_only=True))
+    # routers compute in float32, and AdamW's first step makes much of what small gradients are rounded by
     for name, tensor in found[0].items():
-        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-5)  # routers compute in float32
+        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-4)
 
 
 def test_what_stands_still_does_not_count_where_gradients_are_clipped(tmp_path: Path, base: str) -> None:
